@@ -1,0 +1,1 @@
+"""mmbench: does multimodality improve recommendation? A benchmarking toolkit."""

@@ -1,0 +1,1 @@
+"""Dataset sources, cleaning, splits, and the prepared dataset."""

@@ -1,0 +1,1 @@
+"""Encoders of item texts and pictures, one file per encoder."""

@@ -1,0 +1,1 @@
+"""Ranking metrics: ranked lists in, one value per user out."""

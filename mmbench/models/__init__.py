@@ -1,0 +1,1 @@
+"""Recommenders, one file per model, each reading like its paper."""

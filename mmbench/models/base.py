@@ -1,0 +1,157 @@
+"""What a recommender is: the face that the engine trains, ranks with, and stores.
+
+Shapes: U users, I items, E training interactions, B rows of a batch, D vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from mmbench.registry import Registry
+
+Family = Literal["general", "sequential"]
+Integration = Literal["none", "fusion", "ensemble"]
+MODALITIES = ("visual", "textual", "acoustic", "joint")
+
+MODELS: Registry[type[Recommender]]
+
+
+class ModelConfig(BaseModel):
+    """Base of every model's settings: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """The training interactions, all that a model may see of them.
+
+    Attributes:
+        n_users: U.
+        n_items: I, items without interactions included.
+        users: user of each interaction, int64 [E], sorted by (user, item).
+        items: item of each interaction, int64 [E].
+    """
+
+    n_users: int
+    n_items: int
+    users: Tensor
+    items: Tensor
+
+    @cached_property
+    def matrix(self) -> sp.csr_array:
+        """The binary user-item matrix R, float32 [U, I], on the CPU."""
+        rows, columns = self.users.cpu().numpy(), self.items.cpu().numpy()
+        ones = np.ones(len(rows), dtype=np.float32)
+        return sp.csr_array((ones, (rows, columns)), shape=(self.n_users, self.n_items))
+
+    @cached_property
+    def user_degrees(self) -> Tensor:
+        """Interactions of each user, int64 [U]."""
+        return torch.bincount(self.users, minlength=self.n_users)
+
+    @cached_property
+    def item_degrees(self) -> Tensor:
+        """Interactions of each item, int64 [I]."""
+        return torch.bincount(self.items, minlength=self.n_items)
+
+
+@dataclass(frozen=True)
+class ItemFeatures:
+    """One feature set as a model is given it.
+
+    Attributes:
+        name: unique name of the set, for example "visual__colour-edge".
+        modality: one of `MODALITIES`.
+        matrix: float32 [I, F], finite; rows of items without the modality are imputed already.
+        present: which items truly have the modality, bool [I].
+    """
+
+    name: str
+    modality: str
+    matrix: Tensor
+    present: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B training rows, on the model's device: int64 [B] each.
+
+    `epoch_rows` is the position of the rows in the training interactions.
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
+class Recommender(nn.Module):
+    """A recommender, built as `Model(config, train, given)`.
+
+    The constructor sees training interactions and the given feature sets alone. A modality is
+    dropped by not giving its feature set: the model is then the one without that branch.
+    Parameters are initialised in the constructor from torch's global generator, which the
+    engine has seeded; every other random draw uses the generator that the engine hands over.
+
+    A gradient model implements `training_step`; a closed-form one sets `fitting` to
+    "closed-form" and implements `fit`; one with updates of its own sets it to "epochs" and
+    implements `fit_epoch`. Scoring: a factor model implements `user_vectors` and
+    `item_vectors`, whose products are the scores; any other one sets `factors = False` and
+    implements `scores`.
+    """
+
+    family: ClassVar[Family] = "general"
+    integration: ClassVar[Integration] = "none"
+    modalities: ClassVar[frozenset[str]] = frozenset()
+    requires_modality: ClassVar[bool] = False
+    """Whether the model is undefined without any feature set."""
+    fitting: ClassVar[Literal["gradient", "closed-form", "epochs"]] = "gradient"
+    factors: ClassVar[bool] = True
+
+    config: ModelConfig
+
+    def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss terms of a batch, scalars; the engine minimises their sum."""
+        raise TypeError(f"{type(self).__name__} is not trained by gradient")
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Called before each epoch, counted from 1; graphs are rebuilt here."""
+
+    def fit(self, generator: torch.Generator) -> None:
+        """Compute a closed-form model; results go to buffers, so that they are stored."""
+        raise TypeError(f"{type(self).__name__} has no closed form")
+
+    def fit_epoch(self, generator: torch.Generator) -> dict[str, float]:
+        """One epoch of a model with updates of its own; returns its mean losses."""
+        raise TypeError(f"{type(self).__name__} is not trained by epochs of its own")
+
+    def user_vectors(self) -> Tensor:
+        """User vectors for ranking [U, D], computed once per evaluation."""
+        raise TypeError(f"{type(self).__name__} has no user vectors")
+
+    def item_vectors(self) -> Tensor:
+        """Item vectors for ranking [I, D], computed once per evaluation."""
+        raise TypeError(f"{type(self).__name__} has no item vectors")
+
+    def scores(self, users: Tensor) -> Tensor:
+        """Scores of all items for some users, float32 [B, I]; by default of the vectors."""
+        return self.user_vectors()[users] @ self.item_vectors().T
+
+
+MODELS = Registry("model", "mmbench.models", "register_model")
+
+
+def register_model(
+    name: str, *, config: type[ModelConfig], citation: str
+) -> Callable[[type[Any]], type[Any]]:
+    """Register a model class with its settings type and the paper to cite."""
+    return MODELS.register(name, config=config, citation=citation)

@@ -1,0 +1,1 @@
+"""Leaderboards: reads runs, compares them, and prints tables."""

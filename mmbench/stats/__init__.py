@@ -1,0 +1,1 @@
+"""Statistics: arrays in; tests, effects and intervals out."""

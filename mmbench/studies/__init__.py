@@ -1,0 +1,1 @@
+"""Studies: which runs are made, and how they are compared."""
