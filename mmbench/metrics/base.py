@@ -13,7 +13,9 @@ MetricFunction = Callable[[RankedLists, int], FloatArray]
 METRICS: Registry[MetricFunction] = Registry("metric", "mmbench.metrics", "register_metric")
 
 
-def register_metric(name: str, *, label: str, per_user: bool = True, higher_is_better: bool = True):  # type: ignore[no-untyped-def]
+def register_metric(
+    name: str, *, label: str, per_user: bool = True, higher_is_better: bool | None = True
+) -> Callable[[MetricFunction], MetricFunction]:
     """Register a function (lists, k) -> one value per user [U], or one value [1] for the system.
 
     Args:
@@ -21,11 +23,10 @@ def register_metric(name: str, *, label: str, per_user: bool = True, higher_is_b
         label: how tables head its column, for example "Recall".
         per_user: whether it has one value per user; a metric of the whole system has one
             value [1] and is never tested for significance.
-        higher_is_better: False where less is better, None-like neutrality does not exist.
+        higher_is_better: True where more is better, False where less is, None where neither
+            is: such a metric describes a system, and nothing is selected or failed by it.
     """
-    return METRICS.register(
-        name, label=label, per_user=per_user, higher_is_better=higher_is_better
-    )
+    return METRICS.register(name, label=label, per_user=per_user, higher_is_better=higher_is_better)
 
 
 @dataclass(frozen=True, order=True)
@@ -49,9 +50,10 @@ class Metric:
         return bool(METRICS.get(self.name).info["per_user"])
 
     @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger value is better."""
-        return bool(METRICS.get(self.name).info["higher_is_better"])
+    def higher_is_better(self) -> bool | None:
+        """Whether a larger value is better; None where neither direction is."""
+        direction = METRICS.get(self.name).info["higher_is_better"]
+        return None if direction is None else bool(direction)
 
     def values(self, lists: RankedLists) -> FloatArray:
         """One value per user [U], or one value [1] for a metric of the whole system.

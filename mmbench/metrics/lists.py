@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from mmbench.errors import ConfigError
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -49,6 +51,38 @@ class RankedLists:
     def n_relevant(self) -> IntArray:
         """Number of relevant items of each user [U]."""
         return np.diff(self.relevant_offsets)
+
+    def items_at(self, k: int) -> IntArray:
+        """The first k recommended items of each user [U, k], -1 where a list is shorter.
+
+        Raises:
+            ConfigError: k is below 1 or above the depth of the lists.
+        """
+        self._check(k)
+        return self.items[:, :k]
+
+    def hits_at(self, k: int) -> BoolArray:
+        """Whether each of the first k items is relevant [U, k]; padding never is.
+
+        Raises:
+            ConfigError: k is below 1 or above the depth of the lists.
+        """
+        self._check(k)
+        return self.hits[:, :k] & (self.items[:, :k] >= 0)
+
+    def where_relevant(self, values: FloatArray) -> FloatArray:
+        """`values` [U], with NaN for every user who has no relevant item."""
+        return np.where(self.n_relevant > 0, values, np.nan)
+
+    def _check(self, k: int) -> None:
+        # Slicing would not complain: recall@200 of 100 items would silently be recall@100.
+        if k < 1:
+            raise ConfigError(f"a metric cannot be cut off at {k}; choose a cut-off of 1 or more")
+        if k > self.depth:
+            raise ConfigError(
+                f"a metric at {k} needs lists of {k} items, but only {self.depth} were stored; "
+                f"choose k <= {self.depth}, or train again with a larger evaluation.depth"
+            )
 
     def restrict(self, keep: BoolArray) -> RankedLists:
         """The lists of the users where `keep` [U] is true."""
