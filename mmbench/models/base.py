@@ -5,7 +5,7 @@ Shapes: U users, I items, E training interactions, B rows of a batch, D vector w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from mmbench.errors import DataError
 from mmbench.registry import Registry
 
 Family = Literal["general", "sequential"]
@@ -142,9 +143,44 @@ class Recommender(nn.Module):
         """Item vectors for ranking [I, D], computed once per evaluation."""
         raise TypeError(f"{type(self).__name__} has no item vectors")
 
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """User and item vectors for ranking, [U, D] and [I, D].
+
+        The engine asks for both at once, so that a model that computes them together, as one
+        that propagates over a graph does, can do so once.
+        """
+        return self.user_vectors(), self.item_vectors()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what `state_dict` returned, also into a model that has not been fitted.
+
+        Buffers whose sizes are known only after `fit` are empty before it; they are made anew
+        in the stored size.
+
+        Raises:
+            DataError: the tensors are not those of this model, as for another recipe or dataset.
+        """
+        for name, tensor in tensors.items():
+            path, _, leaf = name.rpartition(".")
+            try:
+                owner = self.get_submodule(path)
+            except AttributeError:
+                continue  # load_state_dict names all such keys at once
+            current = owner._buffers.get(leaf)
+            if current is not None and current.numel() == 0:
+                owner.register_buffer(leaf, torch.empty_like(tensor, device=current.device))
+        try:
+            self.load_state_dict(dict(tensors))
+        except RuntimeError as error:
+            raise DataError(
+                f"the stored weights do not fit this {type(self).__name__}: they belong to other "
+                f"settings or another dataset. {error}"
+            ) from error
+
     def scores(self, users: Tensor) -> Tensor:
         """Scores of all items for some users, float32 [B, I]; by default of the vectors."""
-        return self.user_vectors()[users] @ self.item_vectors().T
+        user_vectors, item_vectors = self.vectors()
+        return user_vectors[users] @ item_vectors.T
 
 
 MODELS = Registry("model", "mmbench.models", "register_model")

@@ -1,0 +1,36 @@
+"""Losses and penalties that several papers share exactly.
+
+Shapes: B rows of a batch, D vector width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bpr(positive: Tensor, negative: Tensor) -> Tensor:
+    """Bayesian personalised ranking: mean of -log sigmoid(s+ - s-) over scores [B], a scalar.
+
+    Source: Rendle et al., UAI 2009, arXiv 1205.2618.
+    """
+    # softplus(-x) and not -log(sigmoid(x)): the latter is infinite for a very negative margin.
+    return F.softplus(negative - positive).mean()
+
+
+def frobenius(*blocks: Tensor) -> Tensor:
+    """Sum of the Frobenius norms, *not squared*, over the rows of the last block, a scalar.
+
+    The gradient of each norm has length one whatever the block's size, so weights of this
+    penalty (0.1 to 2 are usual) do not compare with those of a squared one.
+    """
+    # vector_norm has the gradient 0 at 0, where norm / sqrt(sum of squares) has NaN.
+    return torch.stack([torch.linalg.vector_norm(block) for block in blocks]).sum() / len(
+        blocks[-1]
+    )
+
+
+def squared(*blocks: Tensor) -> Tensor:
+    """Half the sum of squares of all blocks over the rows of the last block, a scalar."""
+    return torch.stack([block.square().sum() for block in blocks]).sum() / (2 * len(blocks[-1]))
