@@ -51,6 +51,8 @@ class RawDataset:
         features: matrices that came along.
         files: every file that was read, for the manifest's hashes.
         facts: what else the manifest should tell, for example planted importances.
+        user_ids, item_ids: raw id of each index of a positional layout; None where the index is
+            the only id there is.
     """
 
     interactions: pl.DataFrame
@@ -61,14 +63,16 @@ class RawDataset:
     features: tuple[RawFeatures, ...] = ()
     files: tuple[Path, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)
+    user_ids: tuple[str, ...] | None = None
+    item_ids: tuple[str, ...] | None = None
 
 
 class Source:
     """A dataset source.
 
     Class attributes are its card: `title`, `citation`, `terms` (of use), `needs_source`
-    (whether `--source DIR` must be given), and `defaults` (settings of `PrepareConfig` that this
-    dataset is usually prepared with).
+    (whether `--source DIR` must be given), `expects` (what that folder holds and where to get
+    it), and `defaults` (settings of `PrepareConfig` that this dataset is usually prepared with).
     """
 
     title: ClassVar[str] = ""
@@ -76,6 +80,7 @@ class Source:
     terms: ClassVar[str] = ""
     layout: ClassVar[bool] = False
     needs_source: ClassVar[bool] = True
+    expects: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, object]] = {}
 
     @classmethod

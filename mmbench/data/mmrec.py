@@ -1,0 +1,154 @@
+"""Folders in the layout of MMRec: NAME.inter with split labels, and positional features.
+
+NAME.inter           tab-separated, header; userID, itemID, x_label (0 train, 1 valid, 2 test);
+                     rating and timestamp where there are any
+*_feat.npy           row k belongs to item k: image_feat, text_feat, audio_feat, ...
+i_id_mapping.csv     raw item ids (tab-separated: asin, itemID), where there are any
+u_id_mapping.csv     raw user ids (tab-separated: user_id, userID), where there are any
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mmbench.data.source import RawDataset, RawFeatures, Source, register_dataset
+from mmbench.data.tables import (
+    index_column,
+    need_columns,
+    number_column,
+    offenders,
+    read_delimited,
+    time_column,
+)
+from mmbench.errors import DataError
+
+_MODALITIES = {
+    "image": "visual",
+    "visual": "visual",
+    "v": "visual",
+    "text": "textual",
+    "textual": "textual",
+    "t": "textual",
+    "audio": "acoustic",
+    "acoustic": "acoustic",
+    "a": "acoustic",
+}
+_FIRST_LINE = 2  # line 1 is the header
+
+
+@register_dataset("mmrec")
+class MMRecFolder(Source):
+    """Any dataset in MMRec's layout; indices, labels and features are taken as they are."""
+
+    title = "a folder in MMRec's layout (NAME.inter, *_feat.npy)"
+    layout = True
+    expects = "NAME.inter (tab-separated userID, itemID, x_label), *_feat.npy where there are any"
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether there is an .inter file whose header has no `name:type` fields (RecBole's)."""
+        for path in folder.glob("*.inter"):
+            with path.open("rb") as file:
+                if b":" not in file.readline(4096):
+                    return True
+        return False
+
+    def read(self, source: Path | None, scratch: Path) -> RawDataset:
+        """Read the folder `source`; see `Source.read`."""
+        assert source is not None
+        path = _find_interactions(source)
+        frame = read_delimited(path, "\t")
+        need_columns(frame, path, ("userID", "itemID", "x_label"))
+        if frame.height == 0:
+            raise DataError(f"E241 {path} has a header and no rows; check the file")
+        user = index_column(frame, path, "userID", _FIRST_LINE)
+        item = index_column(frame, path, "itemID", _FIRST_LINE)
+        label = frame["x_label"].str.strip_chars()
+        wrong = ~label.is_in(["0", "1", "2"]).fill_null(False)
+        if wrong.any():
+            found = offenders(path, _FIRST_LINE, wrong.to_numpy(), frame["x_label"], "x_label")
+            raise DataError(f"E221 {found}; labels are 0 train, 1 valid, 2 test")
+        interactions = pl.DataFrame(
+            {
+                "user": pl.Series(user).cast(pl.String),
+                "item": pl.Series(item).cast(pl.String),
+                "rating": number_column(frame, path, "rating", _FIRST_LINE)
+                if "rating" in frame.columns
+                else pl.Series([None] * frame.height, dtype=pl.Float64),
+                "timestamp": time_column(frame, path, "timestamp", _FIRST_LINE)
+                if "timestamp" in frame.columns
+                else pl.Series([None] * frame.height, dtype=pl.Int64),
+                "split": label.cast(pl.Int8),
+            }
+        )
+        features = _find_features(source)
+        files = [path, *(feature.path for feature in features)]
+        item_ids = _read_mapping(source / "i_id_mapping.csv", "itemID", files)
+        user_ids = _read_mapping(source / "u_id_mapping.csv", "userID", files)
+        for name, ids, index in (("item", item_ids, item), ("user", user_ids, user)):
+            if ids is not None and len(ids) <= int(index.max()):
+                raise DataError(
+                    f"E213 {path}: {name} index {int(index.max())} has no row in "
+                    f"{name[0]}_id_mapping.csv ({len(ids)} ids); the mapping belongs to another file"
+                )
+        return RawDataset(
+            interactions=interactions,
+            positional=True,
+            features=features,
+            files=tuple(files),
+            item_ids=item_ids,
+            user_ids=user_ids,
+        )
+
+
+def _find_interactions(source: Path) -> Path:
+    found = sorted(source.glob("*.inter"))
+    if not found:
+        raise DataError(f"E101 no NAME.inter found under {source}; pass the folder that holds it")
+    named = [path for path in found if path.stem == source.name]
+    if len(found) > 1 and not named:
+        names = ", ".join(path.name for path in found)
+        raise DataError(f"E103 {source} holds {names}; keep one, or name one {source.name}.inter")
+    return named[0] if named else found[0]
+
+
+def _find_features(source: Path) -> tuple[RawFeatures, ...]:
+    features = []
+    for path in sorted(source.glob("*_feat.npy")):
+        prefix = path.name.removesuffix("_feat.npy")
+        modality = _MODALITIES.get(prefix.lower())
+        if modality is None:
+            raise DataError(
+                f"E118 {path}: no modality is called '{prefix}'; rename the file to image_feat.npy, "
+                "text_feat.npy or audio_feat.npy, or remove it"
+            )
+        taken = [feature.path.name for feature in features if feature.modality == modality]
+        if taken:
+            raise DataError(
+                f"E118 {path}: {taken[0]} has {modality} features already; keep one of the two"
+            )
+        features.append(RawFeatures(path, modality, "imported"))
+    return tuple(features)
+
+
+def _read_mapping(path: Path, column: str, files: list[Path]) -> tuple[str, ...] | None:
+    if not path.exists():
+        return None
+    frame = read_delimited(path, "\t")
+    need_columns(frame, path, (column,))
+    others = [name for name in frame.columns if name != column]
+    if len(others) != 1:
+        raise DataError(
+            f"E113 {path}: expected two tab-separated columns, found {', '.join(frame.columns)}"
+        )
+    index = index_column(frame, path, column, _FIRST_LINE)
+    ids = frame[others[0]]
+    if not np.array_equal(np.sort(index), np.arange(frame.height)):
+        raise DataError(f"E213 {path}: {column} must hold each of 0..{frame.height - 1} once")
+    if ids.null_count() or ids.n_unique() != frame.height:
+        raise DataError(f"E213 {path}: the raw ids in '{others[0]}' must be unique and not empty")
+    files.append(path)
+    return tuple(ids.gather(np.argsort(index)).to_list())

@@ -1,0 +1,446 @@
+"""From raw files to a prepared dataset: read, clean, split, write, open again.
+
+`prepare` is the one entrance: the command line, studies and tests all call it. It either makes a
+complete folder, or adds splits to one, or finds it up to date, or leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmbench.data.cleaning import Cleaned, PrepareConfig, Report, clean
+from mmbench.data.content import ItemContent, describe_content
+from mmbench.data.features import check_rows, import_matrix, rows_with_content, write_features
+from mmbench.data.finding import Found, find_source
+from mmbench.data.identity import (
+    effective_config,
+    refuse_changes,
+    refuse_explicit_changes,
+    source_identity,
+)
+from mmbench.data.prepared import (
+    SCHEMA,
+    TEST,
+    TRAIN,
+    VALID,
+    PreparedDataset,
+    dataset_fingerprint,
+    open_dataset,
+)
+from mmbench.data.source import RawDataset
+from mmbench.data.splits import Labels, Rows, SplitRequest, make_split
+from mmbench.data.statistics import count_rows, index_leak, tied_users
+from mmbench.data.store import (
+    copy_pictures,
+    not_writable,
+    sha256_ids,
+    write_array,
+    write_lines,
+    write_split,
+    writing,
+)
+from mmbench.errors import ConfigError, DataError
+from mmbench.runs import write_json
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TEMPORAL = ("leave-one-out", "user-temporal", "global-temporal")
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What `prepare` did.
+
+    Attributes:
+        name, root: the dataset and its folder.
+        status: "prepared", "split-added" or "up-to-date".
+        dataset: the prepared dataset, opened.
+        notes, warnings: sentences for the user.
+        report: counts per step, as in report.json; empty when nothing was cleaned.
+    """
+
+    name: str
+    root: Path
+    status: str
+    dataset: PreparedDataset
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    report: Mapping[str, Any]
+
+
+def prepare(
+    name: str,
+    *,
+    source: Path | None = None,
+    format: str = "auto",
+    config: PrepareConfig | None = None,
+    splits: Sequence[str] = (),
+    data_dir: Path = Path("data"),
+    force: bool = False,
+    strict: bool = False,
+) -> PrepareResult:
+    """Prepare the dataset `name` below `data_dir`.
+
+    Args:
+        source: folder of the raw files; sources that generate their data need none.
+        format: name of the source that reads the folder, or "auto" to recognise it.
+        config: settings; those not set explicitly are the source's own defaults.
+        splits: rules such as "leave-one-out" or "random-per-user:odd_to=valid"; the first is the
+            default split. An existing dataset of the same settings gets those it lacks.
+        force: replace an existing dataset of other settings, its feature sets included.
+        strict: treat warnings as errors.
+
+    Raises:
+        DataError: the files are missing, broken or contradict each other, or cannot be written.
+        ConfigError: a setting is impossible; UnknownNameError: a name is not known.
+    """
+    if not _NAME.fullmatch(name) or ".partial-" in name:
+        raise ConfigError(
+            f"{name!r} cannot name a dataset; use letters, digits, dots, hyphens and underscores, "
+            "beginning with a letter or a digit"
+        )
+    requests = list({r.name: r for r in map(SplitRequest.parse, splits)}.values())
+    given = config or PrepareConfig()
+    root = data_dir / name
+    exists = (root / "manifest.json").exists()
+    # Not even --force replaces what mmbench did not make.
+    if root.exists() and not exists:
+        raise DataError(
+            f"E301 {root} exists and is no prepared dataset (it has no manifest.json); choose "
+            "another name, or remove it yourself"
+        )
+    if exists and not force and source is None and format == "auto":
+        refuse_explicit_changes(root, given)
+        return _extend(root, requests, strict)
+    found = find_source(name, source, format)
+    if exists and not force and source is not None:
+        raw = found.source.read(source, root / "unused")
+        effective = effective_config(found, given, raw)
+        content = ItemContent(raw, effective.text_fields, found.origin)
+        refuse_changes(root, effective, source_identity(found, raw, content))
+        return _extend(root, requests, strict, notes=found.notes)
+    with writing(root) as partial:
+        scratch = partial / ".scratch"
+        scratch.mkdir()
+        raw = found.source.read(source, scratch)
+        job = _Job(name, found, raw, effective_config(found, given, raw), requests, strict)
+        job.write(partial)
+        shutil.rmtree(scratch)
+        open_dataset(partial)
+    return PrepareResult(
+        name=name,
+        root=root,
+        status="prepared",
+        dataset=open_dataset(root),
+        notes=(*found.notes, *job.report.notes),
+        warnings=tuple(job.report.warnings),
+        report=job.summary(),
+    )
+
+
+class _Job:
+    """One preparation: what is known so far, and the steps that still need it."""
+
+    def __init__(
+        self,
+        name: str,
+        found: Found,
+        raw: RawDataset,
+        config: PrepareConfig,
+        requests: list[SplitRequest],
+        strict: bool,
+    ) -> None:
+        self.name, self.found, self.raw, self.config = name, found, raw, config
+        self.requests, self.strict, self.report = requests, strict, Report()
+        self.content = ItemContent(raw, config.text_fields, found.origin)
+
+    def write(self, folder: Path) -> None:
+        """Clean, split and write everything below `folder`, the manifest last."""
+        raw, report = self.raw, self.report
+        n_items = self._positional_items()
+        report.warnings += self.content.warnings
+        data = clean(
+            raw.interactions,
+            self.config,
+            report,
+            origin=self.found.origin,
+            has_content=lambda ids: self.content.fulfils(ids, self.config.require),
+            positional_items=n_items,
+            user_names=raw.user_ids,
+            item_names=raw.item_ids,
+        )
+        self._warn_of_imported_labels(data)
+        keys = data.item_ids if n_items is None else [str(i) for i in range(n_items)]
+        lines = self.content.records(keys, data.item_ids)
+        pictures = self.content.pictures(keys)
+        texts, images, warnings, lists = describe_content(lines, pictures)
+        report.warnings += warnings
+        report.samples |= lists
+
+        arrays = {
+            f"interactions/{column}.npy": write_array(
+                folder / "interactions" / f"{column}.npy", getattr(data, column)
+            )
+            for column in ("user", "item", "timestamp", "rating", "source_row")
+        }
+        ids = {"users": sha256_ids(data.user_ids), "items": sha256_ids(data.item_ids)}
+        fingerprint = dataset_fingerprint(arrays, ids)
+        write_lines(
+            folder / "users.jsonl",
+            ({"user": k, "id": user} for k, user in enumerate(data.user_ids)),
+        )
+        write_lines(folder / "items.jsonl", lines)
+        images |= self._keep_pictures(lines, folder)
+        rows = Rows(
+            data.user, data.item, data.timestamp, data.user_ids, data.item_ids, data.label,
+            self.found.origin,
+        )  # fmt: skip
+        requests = self._requests(data)
+        splits = {
+            request.name: _write_split(folder, request, rows, self.config, fingerprint, report)
+            for request in requests
+        }
+        for stored in raw.features:
+            self._import_features(stored, folder, fingerprint, keys)
+        self._refuse_warnings()
+        manifest = {
+            "schema": SCHEMA,
+            "tool": {"name": "mmbench", "version": _version()},
+            "name": self.name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "source": source_identity(self.found, raw, self.content),
+            "config": self.config.model_dump(mode="json"),
+            "counts": count_rows(data.user, data.item, len(data.user_ids), len(data.item_ids)),
+            "time": _time_facts(data),
+            "text": texts,
+            "images": images,
+            "arrays": arrays,
+            "ids": ids,
+            "fingerprint": fingerprint,
+            "splits": splits,
+            "split_names": list(splits),
+            "facts": dict(raw.facts),
+        }
+        write_json(folder / "report.json", self.summary())
+        write_json(folder / "manifest.json", manifest)
+
+    def summary(self) -> dict[str, Any]:
+        """The content of report.json."""
+        report = self.report
+        return {
+            "steps": report.steps,
+            "warnings": report.warnings,
+            "notes": [*self.found.notes, *report.notes],
+            "samples": report.samples,
+        }
+
+    def _positional_items(self) -> int | None:
+        """Number of items of a positional layout: as its id mapping or its largest index says."""
+        raw = self.raw
+        if not raw.positional:
+            return None
+        used = raw.interactions["item"].cast(int).unique().sort().to_numpy()
+        n_items = len(raw.item_ids) if raw.item_ids is not None else int(used[-1]) + 1
+        gaps = np.setdiff1d(np.arange(n_items), used)
+        if gaps.size:
+            what = f"item indices 0..{n_items - 1} have {gaps.size} gaps, first {gaps[0]}"
+            for stored in raw.features:
+                if import_matrix(stored.path).shape[0] != n_items:
+                    raise DataError(f"E213 {what}; positional features cannot be matched")
+            self.report.warnings.append(f"W213 {what}; these items have no interactions")
+        users = raw.interactions["user"].cast(int)
+        lacking = int(users.max()) + 1 - users.n_unique()
+        if lacking:
+            self.report.warnings.append(
+                f"W213 {lacking} user indices have no interactions; users are renumbered"
+            )
+        return n_items
+
+    def _requests(self, data: Cleaned) -> list[SplitRequest]:
+        """The splits to make; labels that came along are always kept as a split too."""
+        requests = list(self.requests)
+        own = SplitRequest("imported", {})
+        if data.label is not None:
+            complete = all((data.label == part).any() for part in (TRAIN, VALID, TEST))
+            if not requests or (complete and own not in requests):
+                requests.append(own)
+        return requests or [SplitRequest("random-per-user", {})]
+
+    def _warn_of_imported_labels(self, data: Cleaned) -> None:
+        if data.label is None:
+            return
+        leak = index_leak(data.user, data.item, data.label != TRAIN)
+        if leak > 0.9:
+            self.report.warnings.append(
+                f"W275 in {100 * leak:.0f} % of users the held-out item has the largest item "
+                "index; do not break ties by index"
+            )
+
+    def _keep_pictures(self, lines: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+        """Copy pictures that the source made; of others only their place is remembered."""
+        root = self.raw.image_root
+        if root is None:
+            return {"mode": "none", "root": None}
+        if self.found.folder is not None:
+            return {"mode": "referenced", "root": str(root.resolve())}
+        held = [line["image"] for line in lines if line["image_status"] not in ("missing",)]
+        copy_pictures(root, held, folder / "images")
+        return {"mode": "copied", "root": "images"}
+
+    def _import_features(
+        self, stored: Any, folder: Path, fingerprint: str, keys: list[str]
+    ) -> None:
+        matrix = import_matrix(stored.path)
+        if stored.item_ids is None:
+            check_rows(matrix.shape[0], len(keys), str(stored.path))
+        else:
+            matrix = self._match_rows(stored, matrix, keys)
+        mask = rows_with_content(matrix)
+        written = write_features(
+            folder, fingerprint, stored.modality, stored.encoder, matrix, mask,
+            {"source": stored.path.name},
+        )  # fmt: skip
+        zero, repeated = int((~mask).sum()), int(written.manifest.get("repeated_rows", 0))
+        if zero or repeated:
+            self.report.warnings.append(
+                f"W252 {stored.path.name}: {zero} zero rows (counted as missing), "
+                f"{repeated} repeated rows"
+            )
+
+    def _match_rows(self, stored: Any, matrix: NDArray[Any], keys: list[str]) -> NDArray[Any]:
+        """Bring the rows of a matrix with ids into item order; items without a row get zeros."""
+        if len(stored.item_ids) != matrix.shape[0]:
+            raise DataError(
+                f"E251 {stored.path}: {matrix.shape[0]} rows, but {len(stored.item_ids)} item ids "
+                "beside it; both must come from one run"
+            )
+        row_of = {item: row for row, item in enumerate(stored.item_ids)}
+        rows = np.array([row_of.get(item, -1) for item in keys])
+        if (rows < 0).all():
+            raise DataError(
+                f"E251 {stored.path}: none of its item ids is in the dataset, e.g. "
+                f"'{stored.item_ids[0]}'; the matrix belongs to another dataset"
+            )
+        ordered = np.zeros((len(keys), matrix.shape[1]), dtype=matrix.dtype)
+        ordered[rows >= 0] = matrix[rows[rows >= 0]]
+        return ordered
+
+    def _refuse_warnings(self) -> None:
+        if self.strict:
+            _raise_strict(self.report.warnings)
+
+
+def _raise_strict(warnings: Sequence[str]) -> None:
+    if warnings:
+        raise DataError("with --strict warnings are errors: " + "; ".join(warnings))
+
+
+def _extend(
+    root: Path, requests: list[SplitRequest], strict: bool, notes: tuple[str, ...] = ()
+) -> PrepareResult:
+    """Add the splits that an existing dataset lacks."""
+    dataset = open_dataset(root)
+    report = Report(notes=list(notes))
+    missing = [r for r in requests if r.name not in dataset.split_names]
+    status = "split-added" if missing else "up-to-date"
+    if missing:
+        labels: Labels | None = None
+        if "imported" in dataset.split_names:
+            labels = np.asarray(dataset.split("imported").label)
+        rows = Rows(
+            dataset.user, dataset.item, dataset.timestamp, dataset.user_ids, dataset.item_ids,
+            labels, dataset.name,
+        )  # fmt: skip
+        config = PrepareConfig.model_validate(dataset.manifest["config"])
+        made = {request.name: make_split(request, rows, config.seed) for request in missing}
+        for request in missing:
+            _warn_of_split(request, rows, made[request.name][1], config, report)
+        if strict:
+            _raise_strict(report.warnings)
+        try:
+            added = {
+                name: write_split(root, name, label, facts, dataset.fingerprint)
+                for name, (label, facts) in made.items()
+            }
+            manifest = {
+                **dataset.manifest,
+                "splits": {**dataset.manifest["splits"], **added},
+                "split_names": [*dataset.split_names, *added],
+            }
+            write_json(root / "manifest.json", manifest)
+        except OSError as error:
+            raise not_writable(root, error) from error
+        dataset = open_dataset(root)
+    return PrepareResult(
+        name=dataset.name,
+        root=root,
+        status=status,
+        dataset=dataset,
+        notes=tuple(report.notes),
+        warnings=tuple(report.warnings),
+        report={},
+    )
+
+
+def _write_split(
+    folder: Path,
+    request: SplitRequest,
+    rows: Rows,
+    config: PrepareConfig,
+    fingerprint: str,
+    report: Report,
+) -> dict[str, Any]:
+    label, facts = make_split(request, rows, config.seed)
+    _warn_of_split(request, rows, facts, config, report)
+    return write_split(folder, request.name, label, facts, fingerprint)
+
+
+def _warn_of_split(
+    request: SplitRequest,
+    rows: Rows,
+    facts: Mapping[str, Any],
+    config: PrepareConfig,
+    report: Report,
+) -> None:
+    users, (valid, test) = facts["users_without_train"], facts["rows_without_train"]
+    items = len(rows.item_ids) - facts["items_train"]
+    if users or items:
+        report.warnings.append(
+            f"W273 split {request.name}: {users} users and {items} items have no training row; "
+            f"{valid} valid and {test} test rows affected"
+        )
+    if request.rule in _TEMPORAL:
+        tied, _ = tied_users(rows.user, rows.timestamp)
+        if tied:
+            report.warnings.append(
+                f"W272 split {request.name}: for {tied} of {len(rows.user_ids)} users the last two "
+                f"interactions share a timestamp; order decided by --ties {config.ties}"
+            )
+
+
+def _time_facts(data: Cleaned) -> dict[str, Any]:
+    if data.time_unit is None:
+        return {"has_timestamps": False, "unit_in": None, "min": None, "max": None, "tied_rows": 0}
+    return {
+        "has_timestamps": True,
+        "unit_in": data.time_unit,
+        "min": int(data.timestamp.min()),
+        "max": int(data.timestamp.max()),
+        "tied_rows": tied_users(data.user, data.timestamp)[1],
+    }
+
+
+def _version() -> str:
+    try:
+        return version("mmbench")
+    except PackageNotFoundError:
+        return "unknown"

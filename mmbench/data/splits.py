@@ -1,0 +1,294 @@
+"""Splits: which interactions train, which validate, which test.
+
+    random-per-user   8:1:1 within each user, rows in hash order (`odd_to` as below)
+    random-global     8:1:1 over all interactions, rows in hash order
+    leave-one-out     by time: a user's last item tests, the one before validates
+    user-temporal     the counts of random-per-user, rows in time order
+    global-temporal   one cut in time for everybody, at the 0.8 and 0.9 quantiles
+    imported          the labels that came with the dataset, untouched
+
+A user with n rows under the per-user rules: n < 3 all train; 3 <= n < 10 one valid, one test;
+else h = n // 5 rows are held out, floor(h / 2) of them for validation (`odd_to=test`, MMRec's
+way) or for test (`odd_to=valid`, LATTICE's). All counts are integer arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmbench.data.hashing import byte_rank, hash_parts, pair_tails
+from mmbench.data.prepared import EXCLUDED, TEST, TRAIN, VALID
+from mmbench.errors import ConfigError, DataError, UnknownNameError
+
+Labels = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The cleaned interactions a split is made of, ordered by user, then time.
+
+    Attributes:
+        user, item: int32 indices [N].
+        timestamp: int64 milliseconds, -1 where unknown [N].
+        user_ids, item_ids: raw id of each index.
+        label: labels that came with the dataset, int8 [N], or None.
+        origin: how messages call the dataset.
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    timestamp: NDArray[np.int64]
+    user_ids: list[str]
+    item_ids: list[str]
+    label: Labels | None = None
+    origin: str = "the dataset"
+
+    @property
+    def has_timestamps(self) -> bool:
+        """Whether every row has a time."""
+        return bool(self.timestamp.size) and bool((self.timestamp >= 0).all())
+
+    @cached_property
+    def row_ids(self) -> tuple[list[str], list[str]]:
+        """Raw user and item id of each row."""
+        users, items = self.user_ids, self.item_ids
+        return [users[u] for u in self.user.tolist()], [items[i] for i in self.item.tolist()]
+
+    def hashed_order(self, seed: int, purpose: str) -> tuple[NDArray[Any], ...]:
+        """Sort keys that order rows by H(seed, purpose, user, item, 0), least weighty first."""
+        # The last part numbers repetitions of a pair; cleaning leaves exactly one.
+        hashes = hash_parts(seed, purpose, pair_tails(*self.row_ids, suffix="0"))
+        return byte_rank(self.item_ids)[self.item], byte_rank(self.user_ids)[self.user], hashes
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """A split rule with its parameters, as written `rule` or `rule:key=value,key=value`."""
+
+    rule: str
+    params: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Folder name: the rule, and each parameter that is not the default."""
+        return ".".join(
+            [self.rule, *(f"{key}-{value}" for key, value in sorted(self.params.items()))]
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> SplitRequest:
+        """Read `text`; parameters that equal the default are left out.
+
+        Raises:
+            UnknownNameError: the rule or a parameter is not known.
+            ConfigError: a value is not allowed.
+        """
+        rule, _, rest = text.strip().replace("_", "-").partition(":")
+        if rule not in RULES:
+            raise UnknownNameError("split", rule, RULES)
+        known = _PARAMETERS[rule]
+        params: dict[str, Any] = {}
+        for part in filter(None, rest.split(",")):
+            key, sign, value = (piece.strip() for piece in part.partition("="))
+            key = key.replace("-", "_")
+            if key not in known:
+                raise UnknownNameError(f"parameter of split {rule}", key, known)
+            default, read = known[key]
+            try:
+                params[key] = read(value)
+            except ValueError as error:
+                raise ConfigError(
+                    f"E274 --split {rule}: {key}{sign}{value} must be {error.args[0]}"
+                ) from error
+            if params[key] == default:
+                del params[key]
+        return cls(rule, params)
+
+
+def make_split(request: SplitRequest, rows: Rows, seed: int) -> tuple[Labels, dict[str, Any]]:
+    """Label every row by the rule of `request`.
+
+    Args:
+        seed: the dataset's seed, used where the request names none of its own.
+
+    Returns:
+        labels int8 [N], and the facts of the split for its manifest.
+
+    Raises:
+        DataError: the rule needs times or labels that the dataset does not have.
+    """
+    params = {key: default for key, (default, _) in _PARAMETERS[request.rule].items()}
+    params.update(request.params)
+    if "seed" in params:
+        params["seed"] = seed if params["seed"] is None else params["seed"]
+    label = RULES[request.rule](rows, **params)
+    own = {key: value for key, value in params.items() if key != "seed"}
+    facts = {"rule": request.rule, "seed": params.get("seed"), "params": own}
+    return label, {**facts, **split_facts(rows, label)}
+
+
+def split_facts(rows: Rows, label: Labels) -> dict[str, Any]:
+    """Counts that a reader needs to judge a split."""
+    parts = (TRAIN, VALID, TEST, EXCLUDED)
+    n_users, n_items = len(rows.user_ids), len(rows.item_ids)
+    users = [_present(rows.user[label == part], n_users) for part in parts]
+    items = [_present(rows.item[label == part], n_items) for part in parts]
+    untrained = ~users[TRAIN][rows.user] | ~items[TRAIN][rows.item]
+    return {
+        "rows": [int((label == part).sum()) for part in parts],
+        "users": [int(found.sum()) for found in users[:EXCLUDED]],
+        "items": [int(found.sum()) for found in items[:EXCLUDED]],
+        "items_train": int(items[TRAIN].sum()),
+        "items_unseen_in_valid": int((items[VALID] & ~items[TRAIN]).sum()),
+        "items_unseen_in_test": int((items[TEST] & ~items[TRAIN]).sum()),
+        "users_without_train": int(((users[VALID] | users[TEST]) & ~users[TRAIN]).sum()),
+        "rows_without_train": [int((untrained & (label == p)).sum()) for p in (VALID, TEST)],
+    }
+
+
+def _present(index: NDArray[np.int32], size: int) -> NDArray[np.bool_]:
+    found = np.zeros(size, dtype=bool)
+    found[index] = True
+    return found
+
+
+def held_out_counts(n: NDArray[np.int64], odd_to: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows for validation and for test of users with `n` rows, by the per-user rule."""
+    held_out = np.where(n < 3, 0, np.where(n < 10, 2, n // 5))
+    smaller = held_out // 2
+    larger = held_out - smaller
+    return (smaller, larger) if odd_to == "test" else (larger, smaller)
+
+
+def _label_by_position(rows: Rows, order: NDArray[np.int64], valid: Any, test: Any) -> Labels:
+    """Label each user's last `test` rows in `order` test, the `valid` before them valid."""
+    counts = np.bincount(rows.user, minlength=len(rows.user_ids))
+    ends = np.cumsum(counts)
+    ordered_user = rows.user[order]
+    # Distance from the end of the user's block: 1 is the last row.
+    from_end = ends[ordered_user] - np.arange(order.size)
+    ordered = np.full(order.size, TRAIN, dtype=np.int8)
+    ordered[from_end <= (valid + test)[ordered_user]] = VALID
+    ordered[from_end <= test[ordered_user]] = TEST
+    label = np.empty_like(ordered)
+    label[order] = ordered
+    return label
+
+
+def random_per_user(rows: Rows, *, odd_to: str, seed: int) -> Labels:
+    """8:1:1 within each user, in hash order."""
+    order = np.lexsort((*rows.hashed_order(seed, "random_per_user"), rows.user))
+    counts = np.bincount(rows.user, minlength=len(rows.user_ids))
+    return _label_by_position(rows, order, *held_out_counts(counts, odd_to))
+
+
+def random_global(rows: Rows, *, seed: int) -> Labels:
+    """8:1:1 over all rows in hash order: the last N // 10 test, the N // 10 before validate."""
+    order = np.lexsort(rows.hashed_order(seed, "random_global"))
+    n, tenth = order.size, order.size // 10
+    label = np.full(n, TRAIN, dtype=np.int8)
+    label[order[n - 2 * tenth : n - tenth]] = VALID
+    label[order[n - tenth :]] = TEST
+    return label
+
+
+def leave_one_out(rows: Rows) -> Labels:
+    """A user's last row by time tests, the one before validates; fewer than 3 rows all train."""
+    _need_times(rows, "leave-one-out")
+    counts = np.bincount(rows.user, minlength=len(rows.user_ids))
+    one = (counts >= 3).astype(np.int64)
+    return _label_by_position(rows, np.arange(rows.user.size), one, one)
+
+
+def user_temporal(rows: Rows, *, odd_to: str) -> Labels:
+    """The counts of `random_per_user`, in time order."""
+    _need_times(rows, "user-temporal")
+    counts = np.bincount(rows.user, minlength=len(rows.user_ids))
+    return _label_by_position(rows, np.arange(rows.user.size), *held_out_counts(counts, odd_to))
+
+
+def global_temporal(rows: Rows, *, drop_new_users: bool) -> Labels:
+    """One cut for everybody: before the 0.8 quantile of time train, before the 0.9 valid.
+
+    With `drop_new_users` the held-out rows of users without a training row are labelled
+    excluded: nothing is known about such a user, so no model can be judged by them.
+    """
+    _need_times(rows, "global-temporal")
+    first, second = time_cuts(rows.timestamp)
+    label = np.where(rows.timestamp < first, TRAIN, np.where(rows.timestamp < second, VALID, TEST))
+    label = label.astype(np.int8)
+    if drop_new_users:
+        known = _present(rows.user[label == TRAIN], len(rows.user_ids))
+        label[~known[rows.user]] = EXCLUDED
+    return label
+
+
+def time_cuts(timestamp: NDArray[np.int64]) -> tuple[float, float]:
+    """The 0.8 and 0.9 quantiles of all times, by linear interpolation in float64."""
+    first, second = np.quantile(timestamp.astype(np.float64), [0.8, 0.9])
+    return float(first), float(second)
+
+
+def imported(rows: Rows) -> Labels:
+    """The labels that came with the dataset.
+
+    Raises:
+        DataError: none came, or one of the three parts is empty.
+    """
+    if rows.label is None:
+        raise DataError(
+            f"E221 {rows.origin} brings no split labels; choose --split random-per-user or another"
+        )
+    for part, name in ((TRAIN, "train"), (VALID, "valid"), (TEST, "test")):
+        if not (rows.label == part).any():
+            raise DataError(f"E222 imported split has no {name} rows; choose another --split")
+    return rows.label.astype(np.int8)
+
+
+def _need_times(rows: Rows, rule: str) -> None:
+    if not rows.has_timestamps:
+        raise DataError(
+            f"E271 {rule} needs timestamps; {rows.origin} has none. Use --split random-per-user"
+        )
+
+
+def _odd_to(value: str) -> str:
+    if value not in ("test", "valid"):
+        raise ValueError("test or valid")
+    return value
+
+
+def _seed(value: str) -> int:
+    if not value.isdecimal():
+        raise ValueError("a whole number from 0")
+    return int(value)
+
+
+def _flag(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("true or false")
+    return value == "true"
+
+
+RULES: dict[str, Callable[..., Labels]] = {
+    "imported": imported,
+    "random-per-user": random_per_user,
+    "random-global": random_global,
+    "leave-one-out": leave_one_out,
+    "user-temporal": user_temporal,
+    "global-temporal": global_temporal,
+}
+_PARAMETERS: dict[str, dict[str, tuple[Any, Callable[[str], Any]]]] = {
+    "imported": {},
+    "random-per-user": {"odd_to": ("test", _odd_to), "seed": (None, _seed)},
+    "random-global": {"seed": (None, _seed)},
+    "leave-one-out": {},
+    "user-temporal": {"odd_to": ("test", _odd_to)},
+    "global-temporal": {"drop_new_users": (True, _flag)},
+}
