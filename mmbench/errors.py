@@ -14,8 +14,11 @@ class MMBenchError(Exception):
     """Base of every error that a user can cause and mend."""
 
 
-class ConfigError(MMBenchError):
-    """A recipe, an option or a setting is wrong."""
+class ConfigError(MMBenchError, ValueError):
+    """A recipe, an option or a setting is wrong.
+
+    It is a ValueError too, so that a recipe's validators collect it with the other problems.
+    """
 
 
 class DataError(MMBenchError):

@@ -54,7 +54,9 @@ class Registry(Generic[T]):
         def wrap(obj: T) -> T:
             stem = str(getattr(obj, "__module__", "")).rpartition(".")[2]
             if stem and stem.replace("_", "-") != name:
-                raise ValueError(f"{self.kind} {name!r} is registered in {stem}.py, not in its own file")
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered in {stem}.py, not in its own file"
+                )
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._entries[name] = Entry(name, obj, info)
@@ -63,12 +65,16 @@ class Registry(Generic[T]):
         return wrap
 
     @cached_property
-    def _files(self) -> dict[str, str]:
+    def _root(self) -> Path:
         spec = find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(f"{self.package} is not a package")
+        return Path(next(iter(spec.submodule_search_locations)))
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        root = Path(next(iter(spec.submodule_search_locations)))
+        root = self._root
         for path in sorted(root.rglob("*.py")):
             if f"@{self.decorator}(" in (text := path.read_text(encoding="utf-8")) and (
                 self._decorates(ast.parse(text))
@@ -76,7 +82,9 @@ class Registry(Generic[T]):
                 inner = ".".join(path.relative_to(root).with_suffix("").parts)
                 name = path.stem.replace("_", "-")
                 if name in found:
-                    raise ValueError(f"{self.kind} {name!r} is in two files: {found[name]} and {inner}")
+                    raise ValueError(
+                        f"{self.kind} {name!r} is in two files: {found[name]} and {inner}"
+                    )
                 found[name] = f"{self.package}.{inner}"
         return found
 
@@ -94,11 +102,9 @@ class Registry(Generic[T]):
 
     def summary(self, name: str) -> str:
         """First line of the docstring of the file that holds `name`, without importing it."""
-        module = self._files[name]
-        path = Path(str(find_spec(self.package).submodule_search_locations[0])) / (  # type: ignore[union-attr, index]
-            module[len(self.package) + 1 :].replace(".", "/") + ".py"
-        )
-        return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        inner = self._files[name][len(self.package) + 1 :].replace(".", "/")
+        text = (self._root / f"{inner}.py").read_text(encoding="utf-8")
+        return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
     def get(self, name: str, *, hint: str = "") -> Entry[T]:
         """The entry called `name`; `_` and `-` are the same.

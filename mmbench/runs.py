@@ -92,14 +92,14 @@ def read_array(path: Path) -> np.ndarray[Any, Any]:
         DataError: it is missing, truncated, or holds objects.
     """
     try:
-        array = np.load(path, allow_pickle=False)
+        array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; the run folder is damaged, train it again") from None
     except (ValueError, EOFError, OSError) as problem:
         raise DataError(f"{path} cannot be read ({problem}); train the run again") from None
     if array.dtype.kind in "iu":
         return array.astype(np.int64, copy=False)
-    return array  # type: ignore[no-any-return]
+    return array
 
 
 def write_lists(folder: Path, lists: RankedLists) -> None:
@@ -158,7 +158,9 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         if (path / "manifest.json").exists():
             runs[path.resolve()] = open_run(path)
             continue
-        inside = sorted(file.parent for file in path.rglob("manifest.json")) if path.is_dir() else []
+        inside = (
+            sorted(file.parent for file in path.rglob("manifest.json")) if path.is_dir() else []
+        )
         if not inside:
             raise DataError(f"{path} is not a run folder and holds none")
         for folder in inside:

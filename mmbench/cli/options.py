@@ -1,0 +1,89 @@
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Seeds(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """Whole numbers joined by commas; ranges such as 0-4 are allowed."""
+
+    name = "seeds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Read "0,1,5-7" as (0, 1, 5, 6, 7)."""
+        if isinstance(value, tuple):
+            return value
+        seeds: list[int] = []
+        for part in str(value).split(","):
+            first, dash, last = part.strip().partition("-")
+            if not first.isdecimal() or (dash and not last.isdecimal()):
+                self.fail(
+                    f"{value!r} is not a list of seeds; write for example 0,1,2 or 0-4", param, ctx
+                )
+            seeds += range(int(first), int(last or first) + 1)
+        return tuple(seeds)
+
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data"),
+    envvar="MMBENCH_DATA",
+    show_default=True,
+    show_envvar=True,
+    help="Folder of the prepared datasets.",
+)
+runs_dir_option = click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    envvar="MMBENCH_RUNS",
+    show_default=True,
+    show_envvar=True,
+    help="Folder of the runs.",
+)
+dataset_option = click.option("--dataset", metavar="NAME", help="Dataset in place of the recipe's.")
+seeds_option = click.option(
+    "--seeds",
+    type=Seeds(),
+    default=(),
+    metavar="N,N,..",
+    help="Seeds in place of the recipe's, for example 0,1,2.",
+)
+set_option = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one setting, for example model.dim=32; repeatable.",
+)
+device_option = click.option(
+    "--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+deterministic_option = click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Bit-identical results on a GPU too, at some cost of speed.",
+)
+checkpoint_option = click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often an unfinished run is saved, so that it can be resumed.",
+)
+format_option = click.option(
+    "--format",
+    "output",
+    type=click.Choice(["table", "github", "latex", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="How results are printed.",
+)

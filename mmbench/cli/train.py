@@ -1,0 +1,76 @@
+"""`mmbench train`: train recipes, once per trial and seed, and report their test metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mmbench import console
+from mmbench.cli import options
+
+
+@click.command("train")
+@click.argument("recipes", nargs=-1, metavar="[MODEL|RECIPE]...")
+@options.dataset_option
+@options.seeds_option
+@options.set_option
+@click.option(
+    "--list", "list_models", is_flag=True, help="List models and shipped recipes, and stop."
+)
+@options.data_dir_option
+@options.runs_dir_option
+@options.device_option
+@options.deterministic_option
+@options.checkpoint_option
+@options.format_option
+def train(
+    recipes: tuple[str, ...],
+    dataset: str | None,
+    seeds: tuple[int, ...],
+    settings: tuple[str, ...],
+    list_models: bool,
+    data_dir: Path,
+    runs_dir: Path,
+    device: str,
+    deterministic: bool,
+    checkpoint_every: float,
+    output: str,
+) -> None:
+    """Train models or recipe files, once per seed, and report their test metrics.
+
+    RECIPE is a YAML file, a shipped recipe such as amazon-baby/vbpr, or a model's name, which
+    takes the shipped recipe for --dataset or else the model's defaults. Epochs and grid points
+    are chosen on the validation split alone. A finished run is not repeated; an interrupted
+    one goes on where it stopped.
+
+    \b
+    Examples:
+      mmbench train vbpr --dataset demo --seeds 0,1,2
+      mmbench train my-recipe.yaml --set model.dim=32
+      mmbench train amazon-baby/bpr-mf amazon-baby/lightgcn
+    """
+    # Imported here because torch takes seconds to load and --help must not wait.
+    from mmbench.cli.training import display, ensure_demo, print_trained, workplace
+    from mmbench.models.base import MODELS
+    from mmbench.recipe import load_recipe, shipped_recipes
+    from mmbench.report.listing import models_table
+    from mmbench.studies.training import train_recipes
+
+    if list_models:
+        summaries = {name: MODELS.summary(name) for name in MODELS.names()}
+        console.result(models_table(summaries, shipped_recipes()))
+        return
+    if not recipes:
+        raise click.UsageError(
+            "name a model or a recipe; `mmbench train --list` shows what there is"
+        )
+    loaded = [
+        load_recipe(name, dataset=dataset, seeds=seeds, settings=settings) for name in recipes
+    ]
+    for recipe in loaded:
+        ensure_demo(recipe.shape.dataset, data_dir)
+    place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
+    with display() as events:
+        trained = train_recipes(loaded, place, events)
+    print_trained(trained, output)

@@ -1,0 +1,118 @@
+"""What `train` and `ablate` share: the progress display, and printing the result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmbench import console
+
+if TYPE_CHECKING:
+    from mmbench.engine.training import Progress, Record
+    from mmbench.recipe import RunRecipe
+    from mmbench.runs import Run
+    from mmbench.studies.training import Events, Trained, Workplace
+
+
+def workplace(
+    data_dir: Path, runs_dir: Path, device: str, deterministic: bool, checkpoint_every: float
+) -> Workplace:
+    """Where a command works and on what."""
+    from mmbench.engine import device as devices
+    from mmbench.studies.training import Workplace
+
+    compute = devices.choose(device, deterministic=deterministic)
+    return Workplace(data_dir, runs_dir, compute, checkpoint_every)
+
+
+@contextmanager
+def display() -> Iterator[Events]:
+    """A progress display: one bar for all runs, one for the epochs of the current run."""
+    from mmbench.studies.training import Events
+
+    with console.progress() as bars:
+        state: dict[str, Any] = {"done": 0, "total": 0, "begun": 0.0}
+
+        def planned(plans: Sequence[RunRecipe]) -> None:
+            state["total"] = len(plans)
+            if len(plans) > 1:
+                state["all"] = bars.add_task("all runs", total=len(plans), status="")
+
+        def begun(plan: RunRecipe) -> None:
+            state["begun"] = time.monotonic()
+            name = f"{plan.label} seed {plan.seed}"
+            state["run"] = bars.add_task(name, total=plan.training.epochs, status="")
+
+        def epoch(plan: RunRecipe, record: Record, progress: Progress) -> None:
+            best = f"{progress.best_value:.4f} at epoch {progress.best_epoch}"
+            status = f"best {plan.training.select_by} {best}"
+            bars.update(
+                state["run"],
+                completed=record["epoch"],
+                status=status if progress.best_epoch else "",
+            )
+
+        def done(plan: RunRecipe, run: Run, was_finished: bool) -> None:
+            bars.remove_task(state["run"])
+            state["done"] += 1
+            if "all" in state:
+                bars.advance(state["all"])
+            facts = run.manifest["training"]
+            how = (
+                "finished before" if was_finished else f"{time.monotonic() - state['begun']:.1f} s"
+            )
+            if facts["best_epoch"]:
+                how += f", best epoch {facts['best_epoch']} of {facts['epochs']}"
+            count = f"[{state['done']}/{state['total']}]"
+            console.note(f"{count} {plan.label} seed {plan.seed}: {how}, {run.path}")
+
+        yield Events(planned, begun, epoch, done)
+
+
+def ensure_demo(dataset: str, data_dir: Path) -> None:
+    """Prepare the embedded demo dataset if it is asked for and not there yet."""
+    if dataset == "demo" and not (data_dir / "demo" / "manifest.json").exists():
+        from mmbench.data.prepare import prepare
+        from mmbench.engine.extract import extract_builtin
+
+        console.note(f"preparing the embedded demo dataset in {data_dir / 'demo'}")
+        prepare("demo", data_dir=data_dir)
+        extract_builtin("demo", data_dir)
+
+
+def print_trained(trained: Sequence[Trained], output: str) -> None:
+    """Print every grid's trials, then one leaderboard per dataset of the chosen systems."""
+    from mmbench.report.comparison import compare
+    from mmbench.report.leaderboard import leaderboard, render
+    from mmbench.report.listing import TrialRow, trials_table, trials_text
+
+    for result in trained:
+        if len(result.trials) > 1:
+            chosen, metrics = result.chosen, result.recipe.shape.evaluation.parsed
+            rows = [TrialRow(t.label, t.runs, t.value, t is chosen) for t in result.trials]
+            if output == "table":
+                console.result(trials_table(rows, chosen.select_by, metrics))
+            else:
+                console.text(trials_text(rows, chosen.select_by, metrics, output))
+    for runs in _by_comparability(trained).values():
+        comparison = compare(runs)
+        if output == "table":
+            console.result(leaderboard(comparison))
+        else:
+            console.text(render(comparison, output))
+
+
+def _by_comparability(trained: Sequence[Trained]) -> dict[str, list[Run]]:
+    """Runs of the chosen trials, by what must be equal for a table; first come, first shown."""
+    groups: dict[str, list[Run]] = {}
+    for result in trained:
+        for run in result.chosen.runs:
+            manifest = run.manifest
+            key = repr((manifest["dataset"], manifest["split"], manifest["protocol"]))
+            known = groups.setdefault(key, [])
+            if all(run.path != other.path for other in known):
+                known.append(run)
+    return groups

@@ -1,0 +1,86 @@
+"""Where and how exactly a run computes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmbench.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device of a run and its settings; nothing here may move a CPU result."""
+
+    device: torch.device
+    deterministic: bool = False
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the device is an NVIDIA GPU."""
+        return self.device.type == "cuda"
+
+    def describe(self) -> dict[str, Any]:
+        """Versions and hardware, for the manifest."""
+        facts: dict[str, Any] = {
+            "device": self.device.type,
+            "deterministic": self.deterministic or not self.is_cuda,
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "platform": platform.platform(),
+        }
+        if self.is_cuda:
+            facts["gpu"] = torch.cuda.get_device_name(self.device)
+        return facts
+
+    def reset_peak_memory(self) -> None:
+        """Begin a new measurement of peak memory, where the device can."""
+        if self.is_cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory_mib(self) -> float:
+        """Peak memory in MiB: of the GPU, or of the whole process since it began on a CPU."""
+        if self.is_cuda:
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all that was asked, before a clock is read."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
+
+def choose(device: str = "auto", *, deterministic: bool = False) -> Compute:
+    """The device named "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {device!r}; choose auto, cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is not supported; choose auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda":
+        n_gpus = torch.cuda.device_count()
+        if (chosen.index or 0) >= n_gpus:
+            raise ConfigError(
+                f"device {device!r} is not here: {n_gpus} CUDA devices found; try --device cpu"
+            )
+    if deterministic and chosen.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return Compute(chosen, deterministic)

@@ -1,0 +1,209 @@
+"""From a prepared dataset and a recipe to the tensors of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmbench.data.features import FeatureSet
+from mmbench.data.prepared import TEST, TRAIN, VALID, PreparedDataset, Split, load_dataset
+from mmbench.errors import ConfigError, DataError
+from mmbench.metrics.lists import IntArray
+from mmbench.models.base import Interactions, ItemFeatures
+from mmbench.recipe import RunRecipe
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A list of items per user: `items[offsets[u]:offsets[u + 1]]`, ascending."""
+
+    offsets: IntArray
+    items: IntArray
+
+    @classmethod
+    def group(cls, users: NDArray[Any], items: NDArray[Any], n_users: int) -> Ragged:
+        """Group pairs by user."""
+        order = np.lexsort((items, users))
+        counts = np.bincount(users, minlength=n_users)
+        return cls(np.concatenate([[0], np.cumsum(counts)]), items[order].astype(np.int64))
+
+    @property
+    def counts(self) -> IntArray:
+        """Number of items of each user."""
+        return np.diff(self.offsets)
+
+    def take(self, users: IntArray) -> Ragged:
+        """The lists of some users, in their order."""
+        counts = self.counts[users]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - self.offsets[users], counts)
+        return Ragged(offsets, self.items[rows])
+
+
+@dataclass(frozen=True)
+class Target:
+    """One part to be ranked: whom, what is relevant, and what is masked.
+
+    Attributes:
+        users: users with a relevant item and a training item, ascending [U].
+        relevant: relevant items of these users.
+        masked: items of these users that are no candidates.
+    """
+
+    users: IntArray
+    relevant: Ragged
+    masked: Ragged
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that a run reads: interactions, feature sets, and the two parts to be ranked."""
+
+    dataset: PreparedDataset
+    split: Split
+    train: Interactions
+    features: list[ItemFeatures]
+    stored: list[FeatureSet]
+    valid: Target
+    test: Target
+
+    @cached_property
+    def popularity(self) -> IntArray:
+        """Training interactions of each item [I]."""
+        return np.bincount(self.train.items.numpy(), minlength=self.dataset.n_items)
+
+    @cached_property
+    def activity(self) -> IntArray:
+        """Training interactions of each user [U]."""
+        return np.bincount(self.train.users.numpy(), minlength=self.dataset.n_users)
+
+    def facts(self) -> dict[str, Any]:
+        """What was read, for the run's manifest and for its identity."""
+        return {
+            "dataset": {
+                "name": self.dataset.name,
+                "fingerprint": self.dataset.fingerprint,
+                "users": self.dataset.n_users,
+                "items": self.dataset.n_items,
+                "train_interactions": len(self.train.users),
+            },
+            "split": {"name": self.split.name, "fingerprint": self.split.fingerprint},
+            "features": [
+                {
+                    "key": s.key,
+                    "modality": s.modality,
+                    "encoder": s.encoder,
+                    "sha256": s.manifest["sha256"],
+                }
+                for s in self.stored
+            ],
+        }
+
+
+def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
+    """Open the dataset, split and feature sets that a recipe names.
+
+    Raises:
+        DataError: the dataset or a feature set is missing or unfit, or the split leaves nobody
+            to train on or to rank for.
+        ConfigError: the model cannot use a modality of the recipe.
+    """
+    from mmbench.models.base import MODELS
+
+    model = MODELS.get(recipe.model).obj
+    for modality in recipe.features:
+        if modality not in model.modalities:
+            usable = ", ".join(sorted(model.modalities)) or "none"
+            raise ConfigError(
+                f"features.{modality}: {recipe.model} cannot use this modality (usable: {usable}); "
+                "remove the key"
+            )
+    if model.requires_modality and not recipe.features:
+        raise ConfigError(
+            f"{recipe.model} needs at least one feature set; add features: to its recipe"
+        )
+
+    dataset = load_dataset(recipe.dataset, data_dir)
+    split = dataset.split(recipe.protocol.split)
+    users, items, label = (
+        np.asarray(dataset.user),
+        np.asarray(dataset.item),
+        np.asarray(split.label),
+    )
+    part = {
+        k: Ragged.group(users[label == k], items[label == k], dataset.n_users)
+        for k in (TRAIN, VALID, TEST)
+    }
+    if not len(part[TRAIN].items):
+        raise DataError(f"split {split.name!r} of {dataset.name} has no training interactions")
+    known = part[TRAIN].counts > 0
+
+    def target(which: int, masked: Ragged, word: str) -> Target:
+        ranked = np.flatnonzero(known & (part[which].counts > 0))
+        if not len(ranked):
+            raise DataError(
+                f"split {split.name!r} of {dataset.name} has no user with both {word} and training "
+                "items, so nothing can be measured; prepare it with another --split"
+            )
+        return Target(ranked, part[which].take(ranked), masked.take(ranked))
+
+    both = part[TRAIN]
+    if recipe.protocol.mask_validation_at_test:
+        seen = (label == TRAIN) | (label == VALID)
+        both = Ragged.group(users[seen], items[seen], dataset.n_users)
+    stored = [dataset.features(modality, encoder) for modality, encoder in recipe.features.items()]
+    train_users = np.repeat(np.arange(dataset.n_users), part[TRAIN].counts)
+    return Inputs(
+        dataset=dataset,
+        split=split,
+        train=Interactions(
+            dataset.n_users,
+            dataset.n_items,
+            torch.from_numpy(train_users),
+            torch.from_numpy(part[TRAIN].items),
+        ),
+        features=[_for_model(features) for features in stored],
+        stored=stored,
+        valid=target(VALID, part[TRAIN], "validation"),
+        test=target(TEST, both, "test"),
+    )
+
+
+def _for_model(stored: FeatureSet) -> ItemFeatures:
+    """A feature set in float32; items without the modality get the mean of those that have it."""
+    matrix = np.array(stored.matrix, dtype=np.float32)
+    present = np.array(stored.mask)
+    if not present.any():
+        raise DataError(f"feature set {stored.key} has no item with the modality; extract it again")
+    matrix[~present] = matrix[present].mean(axis=0, dtype=np.float64)
+    return ItemFeatures(
+        stored.key, stored.modality, torch.from_numpy(matrix), torch.from_numpy(present)
+    )
+
+
+def to_device(train: Interactions, device: torch.device) -> Interactions:
+    """The training interactions on a device."""
+    move = _mover(device)
+    return Interactions(train.n_users, train.n_items, move(train.users), move(train.items))
+
+
+def features_to_device(features: list[ItemFeatures], device: torch.device) -> list[ItemFeatures]:
+    """Feature sets on a device."""
+    move = _mover(device)
+    return [ItemFeatures(f.name, f.modality, move(f.matrix), move(f.present)) for f in features]
+
+
+def _mover(device: torch.device) -> Any:
+    def move(tensor: Tensor) -> Tensor:
+        if device.type == "cuda":
+            return tensor.pin_memory().to(device, non_blocking=True)
+        return tensor.to(device)
+
+    return move

@@ -1,0 +1,270 @@
+"""One run from its recipe to its complete folder; an interrupted one goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from mmbench import runs as run_folder
+from mmbench import seeding
+from mmbench.engine.device import Compute
+from mmbench.engine.inputs import Inputs, Target, features_to_device, load_inputs, to_device
+from mmbench.engine.ranking import Ranker
+from mmbench.engine.training import EpochListener, Progress, TrainingLoop
+from mmbench.errors import ConfigError, DataError, TrainingError
+from mmbench.metrics.lists import RankedLists
+from mmbench.models.base import MODELS, Recommender
+from mmbench.recipe import RunRecipe, system_hash
+from mmbench.runs import Run, open_run, read_manifest, write_json, write_lists
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def run_path(recipe: RunRecipe, inputs: Inputs, runs_dir: Path) -> tuple[Path, str]:
+    """The folder of a run and the hash of its system; equal settings and data, equal names."""
+    system = system_hash({"recipe": recipe.identity(), "data": inputs.facts()})
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{recipe.dataset}-{recipe.label}").strip("-.")[:80]
+    return runs_dir / f"{slug}-{system[:8]}-s{recipe.seed}", system
+
+
+def build_model(recipe: RunRecipe, inputs: Inputs, compute: Compute) -> Recommender:
+    """The freshly initialised model on its device."""
+    seeding.seed_globals(recipe.seed, "init")
+    train = to_device(inputs.train, torch.device("cpu"))
+    model: Recommender = MODELS.get(recipe.model).obj(
+        recipe.settings, train, features_to_device(inputs.features, torch.device("cpu"))
+    )
+    return model.to(compute.device)
+
+
+def make_ranker(recipe: RunRecipe, inputs: Inputs, target: Target, compute: Compute) -> Ranker:
+    """The ranker of one part, with the seed's order of items."""
+    order = seeding.stream(recipe.seed, "ties").permutation(inputs.dataset.n_items)
+    return Ranker(target, inputs.popularity, inputs.activity, order, compute.device)
+
+
+def train_run(
+    recipe: RunRecipe,
+    *,
+    data_dir: Path,
+    runs_dir: Path,
+    compute: Compute,
+    on_epoch: EpochListener | None = None,
+    checkpoint_every_s: float = 30.0,
+    inputs: Inputs | None = None,
+) -> Run:
+    """Train, select on validation, rank the test part once, and write the run folder.
+
+    A finished run of the same recipe, data and seed is returned as it is; an unfinished one is
+    resumed exactly.
+
+    Raises:
+        DataError: the data are missing or unfit, or the folder cannot be written.
+        ConfigError: another process is training this very run.
+        TrainingError: a loss or a score is NaN or infinite.
+    """
+    inputs = inputs or load_inputs(recipe, data_dir)
+    path, system = run_path(recipe, inputs, runs_dir)
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            if (path / "manifest.json").exists():
+                if read_manifest(path)["status"] == "complete":
+                    return open_run(path)
+            else:
+                _begin(path, recipe, system)
+            return _train(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s)
+
+
+def _begin(path: Path, recipe: RunRecipe, system: str) -> None:
+    write_json(
+        path / "manifest.json",
+        {
+            "schema": run_folder.SCHEMA,
+            "status": "unfinished",
+            "label": recipe.label,
+            "system": system,
+            "seed": recipe.seed,
+        },
+    )
+
+
+def _train(
+    path: Path,
+    recipe: RunRecipe,
+    system: str,
+    inputs: Inputs,
+    compute: Compute,
+    on_epoch: EpochListener | None,
+    checkpoint_every_s: float,
+) -> Run:
+    begin = time.perf_counter()
+    compute.reset_peak_memory()
+    model = build_model(recipe, inputs, compute)
+    ranker = make_ranker(recipe, inputs, inputs.valid, compute)
+    progress = Progress(finished="closed form")
+    if model.fitting == "closed-form":
+        generator = torch.Generator()
+        generator.manual_seed(seeding.integer(recipe.seed, "sampling"))
+        model.fit(generator)
+        compute.synchronise()
+        progress.train_s = time.perf_counter() - begin
+    else:
+        loop = TrainingLoop(recipe, model, to_device(inputs.train, compute.device), ranker, compute)
+        _resume(path / CHECKPOINT, loop)
+        saved = time.monotonic()
+        for record in loop.run():
+            if on_epoch:
+                on_epoch(recipe, record, loop.progress)
+            if time.monotonic() - saved >= checkpoint_every_s and loop.progress.finished is None:
+                _save(path / CHECKPOINT, loop)
+                saved = time.monotonic()
+        progress = loop.progress
+        model.load_state(loop.best)
+    return _finish(path, recipe, system, inputs, compute, model, ranker, progress)
+
+
+def _save(path: Path, loop: TrainingLoop) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(loop.state(), file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _resume(path: Path, loop: TrainingLoop) -> None:
+    if not path.exists():
+        return
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        loop.restore(state)
+    except (RuntimeError, KeyError, TypeError, EOFError, ValueError) as problem:
+        raise DataError(
+            f"{path} cannot be resumed ({type(problem).__name__}); delete the folder {path.parent} "
+            "and train again"
+        ) from None
+
+
+def _finish(
+    path: Path,
+    recipe: RunRecipe,
+    system: str,
+    inputs: Inputs,
+    compute: Compute,
+    model: Recommender,
+    ranker: Ranker,
+    progress: Progress,
+) -> Run:
+    """Rank both parts with the chosen weights and write all but the manifest, then that."""
+    depth = recipe.evaluation.depth
+    tester = make_ranker(recipe, inputs, inputs.test, compute)
+    try:
+        lists = {"valid": ranker.rank(model, depth), "test": tester.rank(model, depth)}
+    except TrainingError as problem:
+        raise TrainingError(f"{recipe.label}, seed {recipe.seed}: {problem}") from None
+    (path / "recipe.yaml").write_text(
+        yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    with (path / "history.jsonl").open("w", encoding="utf-8") as file:
+        for record in progress.history:
+            file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
+    weights = {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items()}
+    save_file(weights, path / "weights.safetensors")
+    np.save(path / "popularity.npy", inputs.popularity.astype(np.int32))
+    for part, ranked in lists.items():
+        write_lists(path / "lists" / part, ranked)
+    manifest = {
+        "schema": run_folder.SCHEMA,
+        "status": "complete",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "tool": {"name": "mmbench", "version": version("mmbench")},
+        "label": recipe.label,
+        "system": system,
+        "seed": recipe.seed,
+        "trial": recipe.trial,
+        **inputs.facts(),
+        "protocol": recipe.protocol.model_dump(mode="json"),
+        "model": {
+            "name": recipe.model,
+            "family": model.family,
+            "integration": model.integration,
+            "modalities": [features.modality for features in inputs.features],
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+        "training": {
+            "epochs": progress.epoch,
+            "best_epoch": progress.best_epoch,
+            "stopped_by": progress.finished,
+            "select_by": recipe.training.select_by,
+            "seconds": progress.train_s + progress.evaluate_s,
+            "train_seconds": progress.train_s,
+            "seconds_per_epoch": progress.train_s / max(1, progress.epoch),
+            "peak_memory_mib": compute.peak_memory_mib(),
+        },
+        "environment": compute.describe(),
+        "users": {part: ranked.n_users for part, ranked in lists.items()},
+        "metrics": {part: _aggregate(recipe, ranked) for part, ranked in lists.items()},
+    }
+    write_json(path / "manifest.json", manifest)
+    (path / CHECKPOINT).unlink(missing_ok=True)
+    return open_run(path)
+
+
+def _aggregate(recipe: RunRecipe, lists: RankedLists) -> dict[str, float]:
+    names = dict.fromkeys([*recipe.evaluation.parsed])
+    return {str(metric): float(np.nanmean(metric.values(lists))) for metric in names}
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into one message; remove a folder begun in vain."""
+    existed = path.exists()
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EFBIG,
+        ):
+            raise
+        if not existed and not (path / CHECKPOINT).exists():
+            shutil.rmtree(path, ignore_errors=True)
+        raise DataError(
+            f"{path} cannot be written ({os.strerror(problem.errno)}); free space or choose "
+            "another --runs-dir; the same command resumes"
+        ) from None
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the run folder alone; the lock is the operating system's and dies with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is training {path}; wait for it to end") from None
+        yield
+    (path / ".lock").unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""The training loop: one for every model, resumable at every epoch to the same bits.
+
+All randomness comes from generators whose states belong to the loop's state; two runs that
+start from equal states end in equal weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmbench import seeding
+from mmbench.engine.device import Compute
+from mmbench.engine.optimisation import learning_rate_factor, make_optimizer
+from mmbench.engine.ranking import Ranker
+from mmbench.engine.sampling import TripleSampler
+from mmbench.errors import TrainingError
+from mmbench.metrics.base import parse_metric
+from mmbench.models.base import Batch, Interactions, Recommender
+from mmbench.recipe import RunRecipe
+
+Record = dict[str, Any]
+"""One epoch of the history: epoch, losses, validation metrics, seconds."""
+
+
+@dataclass
+class Progress:
+    """Where training stands; with the states of model, optimiser and generators it resumes."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    stale: int = 0
+    """Evaluations since the last gain."""
+    train_s: float = 0.0
+    evaluate_s: float = 0.0
+    history: list[Record] = field(default_factory=list)
+    finished: str | None = None
+    """Why training is over: "patience" or "epochs"."""
+
+
+class TrainingLoop:
+    """Trains one model and keeps the weights that were best on validation.
+
+    Args:
+        recipe: the run's recipe.
+        model: the model on its device, freshly initialised.
+        train: the training interactions on the same device.
+        ranker: ranks the validation part.
+    """
+
+    def __init__(
+        self,
+        recipe: RunRecipe,
+        model: Recommender,
+        train: Interactions,
+        ranker: Ranker,
+        compute: Compute,
+    ) -> None:
+        self.recipe, self.model, self.ranker, self.compute = recipe, model, ranker, compute
+        self.training = recipe.training
+        self.select_by = parse_metric(self.training.select_by)
+        self.metrics = dict.fromkeys([self.select_by, *recipe.evaluation.parsed])
+        self.depth = max(metric.k for metric in self.metrics)
+        self.sampling = torch.Generator(compute.device)
+        self.sampling.manual_seed(seeding.integer(recipe.seed, "sampling"))
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        if model.fitting == "gradient":
+            self.sampler = TripleSampler(train, recipe.protocol.negatives)
+            self.optimizer = make_optimizer(model.parameters(), self.training)
+
+    def run(self) -> Iterator[Record]:
+        """Train until patience or epochs end; yields each epoch's record when it is over.
+
+        Raises:
+            TrainingError: a loss or a score is NaN or infinite; names epoch and term.
+        """
+        progress = self.progress
+        while progress.finished is None:
+            record = self._epoch(progress.epoch + 1)
+            progress.epoch += 1
+            progress.history.append(record)
+            if (
+                progress.epoch % self.training.evaluate_every == 0
+                or progress.epoch == self.training.epochs
+            ):
+                self._evaluate(record)
+            patience = self.training.patience + (self.recipe.protocol.stop == "exceeded")
+            if progress.stale >= patience:
+                progress.finished = "patience"
+            elif progress.epoch >= self.training.epochs:
+                progress.finished = "epochs"
+            yield record
+
+    def _epoch(self, epoch: int) -> Record:
+        begin = time.perf_counter()
+        self.model.train()
+        self.model.on_epoch_start(epoch)
+        if self.optimizer is None:
+            losses = self.model.fit_epoch(self.sampling)
+        else:
+            factor = learning_rate_factor(self.training.schedule, epoch - 1, self.training.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.training.learning_rate * factor
+            losses = self._gradient_epoch(self.optimizer)
+        self.compute.synchronise()
+        for term, value in losses.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{self.recipe.label}, seed {self.recipe.seed}, epoch {epoch}: "
+                    f"loss term {term!r} is {value}; lower training.learning_rate or set training.clip_norm"
+                )
+        seconds = time.perf_counter() - begin
+        self.progress.train_s += seconds
+        return {"epoch": epoch, "losses": losses, "train_s": seconds}
+
+    def _gradient_epoch(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """One pass over all triples; nothing in here waits for the device until its end."""
+        triples = self.sampler.epoch(self.sampling)
+        size, n_rows = self.training.batch_size, len(self.sampler)
+        names: list[str] = []
+        total = torch.zeros((), device=self.compute.device)
+        autocast = torch.autocast(
+            self.compute.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16"
+        )
+        for start in range(0, n_rows, size):
+            rows = slice(start, start + size)
+            batch = Batch(triples.users[rows], triples.positives[rows], triples.negatives[rows])
+            with autocast:
+                terms = self.model.training_step(batch)
+            losses = torch.stack([term.float() for term in terms.values()])
+            optimizer.zero_grad(set_to_none=True)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+            if self.training.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
+            optimizer.step()
+            names = list(terms)
+            total = total + losses.detach() * len(batch.users)
+        return dict(zip(names, (total / n_rows).tolist(), strict=True))
+
+    def _evaluate(self, record: Record) -> None:
+        begin = time.perf_counter()
+        try:
+            lists = self.ranker.rank(self.model, self.depth)
+        except TrainingError as problem:
+            raise TrainingError(
+                f"{self.recipe.label}, seed {self.recipe.seed}, epoch {record['epoch']}: {problem}"
+            ) from None
+        record["valid"] = {
+            str(metric): float(metric.values(lists).mean()) for metric in self.metrics
+        }
+        value = record["valid"][str(self.select_by)]
+        if (decimals := self.recipe.protocol.selection_decimals) is not None:
+            value = round(value, decimals)
+        progress = self.progress
+        if value > progress.best_value:
+            progress.best_value, progress.best_epoch, progress.stale = value, record["epoch"], 0
+            self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        else:
+            progress.stale += 1
+        record["evaluate_s"] = time.perf_counter() - begin
+        progress.evaluate_s += record["evaluate_s"]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of training depends on, as tensors and plain values."""
+        device = self.compute.device
+        return {
+            "progress": dict(vars(self.progress)),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "best": self.best,
+            "sampling": self.sampling.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(device) if self.compute.is_cuda else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a `state()` of the same recipe."""
+        self.progress = Progress(**state["progress"])
+        self.model.load_state(state["model"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        device = self.compute.device
+        self.best = {name: tensor.to(device) for name, tensor in state["best"].items()}
+        self.sampling.set_state(state["sampling"].cpu())
+        torch.set_rng_state(state["torch"].cpu())
+        if self.compute.is_cuda:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+EpochListener = Callable[[RunRecipe, Record, Progress], None]

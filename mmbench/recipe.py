@@ -1,0 +1,480 @@
+"""The recipe: everything that moves the numbers, read in one place, checked whole, frozen.
+
+A recipe is YAML. It is refused with every problem reported at once, each with its key path and
+the nearest valid key. A recipe with several seeds or a grid stands for several runs; `expand`
+makes one `RunRecipe` per trial and seed, with every default written out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+import mmbench
+from mmbench.errors import ConfigError, UnknownNameError, did_you_mean
+from mmbench.metrics.base import Metric, parse_metric
+from mmbench.models.base import MODALITIES, MODELS, ModelConfig
+
+SHIPPED = next(
+    folder
+    for folder in (
+        Path(mmbench.__file__).parent / "recipes",
+        Path(mmbench.__file__).parents[1] / "recipes",
+    )
+    if folder.is_dir()
+)
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Protocol(Section):
+    """How the data are split, what is ranked, and how an epoch is selected.
+
+    Presets give the fields their values; a mapping with `name` changes single fields.
+    """
+
+    name: Literal["standard", "mmrec"] = "standard"
+    """`standard`: this project's defaults. `mmrec`: what the public toolbox does."""
+    split: str | None = None
+    """A stored split of the dataset; the dataset's first one if not given."""
+    mask_validation_at_test: bool = True
+    """Whether a user's validation items leave the candidates of the test ranking."""
+    negatives: Literal["seen", "all"] = "seen"
+    """Negatives are drawn from the items that occur in training, or from all items."""
+    selection_decimals: NonNegativeInt | None = None
+    """Round the selection metric before two epochs are compared; not at all if not given."""
+    stop: Literal["reached", "exceeded"] = "reached"
+    """Stop when the evaluations without a gain reach `training.patience`, or exceed it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"name": value}
+        if isinstance(value, Mapping) and value.get("name", "standard") in PROTOCOLS:
+            return {**PROTOCOLS[value.get("name", "standard")], **value}
+        return value
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "standard": {},
+    "mmrec": {
+        "mask_validation_at_test": False,
+        "selection_decimals": 4,
+        "stop": "exceeded",
+    },
+}
+
+
+class Schedule(Section):
+    """The learning rate over epochs, counted from 0, as a factor on `training.learning_rate`."""
+
+    name: Literal["constant", "exponential", "cosine"] = "constant"
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.96
+    """Exponential: the factor is gamma ** (epoch / period)."""
+    period: PositiveInt = 50
+    """Exponential: epochs after which the rate has fallen by gamma."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Cosine: the factor at the last epoch."""
+    warmup_epochs: NonNegativeInt = 0
+    """Epochs of linear warm-up before the schedule begins."""
+
+
+class Training(Section):
+    """How a model is trained; closed-form models ignore it."""
+
+    epochs: PositiveInt = 1000
+    batch_size: PositiveInt = 2048
+    """Triples of user, positive and negative item in one step."""
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    schedule: Schedule = Schedule()
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the whole gradient; none if not given."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the training step under autocast; weights stay float32."""
+    evaluate_every: PositiveInt = 1
+    """Epochs between two evaluations on validation."""
+    patience: PositiveInt = 20
+    """Evaluations without a better validation score before training stops."""
+    select_by: str = "recall@20"
+    """The metric that chooses the epoch, on validation; there is no key for test."""
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _schedule(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("select_by")
+    @classmethod
+    def _select_by(cls, value: str) -> str:
+        metric = parse_metric(value)
+        if not metric.per_user or not metric.higher_is_better:
+            raise ValueError(f"{metric} cannot select an epoch; use for example recall@20")
+        return str(metric)
+
+
+class Evaluation(Section):
+    """What is measured on the ranked lists."""
+
+    metrics: tuple[str, ...] = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+    depth: PositiveInt = 100
+    """Length of the stored lists; any metric up to this cut-off can be computed later."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one metric, for example recall@20")
+        names = [str(parse_metric(name)) for name in value]
+        return tuple(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> Evaluation:
+        for metric in self.parsed:
+            if metric.k > self.depth:
+                raise ValueError(
+                    f"{metric} needs lists of {metric.k} items, but depth is {self.depth}"
+                )
+        return self
+
+    @property
+    def parsed(self) -> list[Metric]:
+        """The metrics with their cut-offs."""
+        return [parse_metric(name) for name in self.metrics]
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Shape(Section):
+    """The keys of a recipe; `model` is checked by the model's own settings."""
+
+    dataset: Annotated[str, Field(min_length=1)] = "demo"
+    label: str | None = None
+    protocol: Protocol = Protocol()
+    features: dict[str, str] = {}
+    model: dict[str, Any]
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    seeds: tuple[Seed, ...] = (0,)
+    grid: dict[str, list[Any]] = {}
+
+    @field_validator("features")
+    @classmethod
+    def _modalities(cls, value: dict[str, str]) -> dict[str, str]:
+        for modality in value:
+            if modality not in MODALITIES:
+                raise UnknownNameError("modality", modality, MODALITIES)
+        return {name: value[name] for name in MODALITIES if name in value}
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value:
+            raise ValueError("give at least one seed")
+        if len(set(value)) != len(value):
+            raise ValueError("a seed is listed twice")
+        return value
+
+
+class RunRecipe:
+    """One trial and one seed: what the engine runs.
+
+    Attributes:
+        dataset, protocol, features, training, evaluation: as in the recipe, defaults filled in.
+        model: registered name of the model.
+        settings: the model's own settings.
+        seed: the seed from which every random stream is spawned.
+        label: what tables call the system.
+        trial: the grid's values of this trial, by key.
+    """
+
+    def __init__(
+        self, shape: _Shape, settings: ModelConfig, seed: int, trial: Mapping[str, Any]
+    ) -> None:
+        self.dataset, self.protocol, self.features = shape.dataset, shape.protocol, shape.features
+        self.training, self.evaluation = shape.training, shape.evaluation
+        self.model = str(shape.model["name"]).replace("_", "-")
+        self.settings, self.seed, self.trial = settings, seed, dict(trial)
+        self.label = shape.label or self.model
+        if trial:
+            parts = (f"{key.rpartition('.')[2]}={value}" for key, value in trial.items())
+            self.label += f" ({', '.join(parts)})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved recipe as plain values, every default written out."""
+        return {
+            "dataset": self.dataset,
+            "label": self.label,
+            "protocol": self.protocol.model_dump(mode="json"),
+            "features": dict(self.features),
+            "model": {"name": self.model, **self.settings.model_dump(mode="json")},
+            "training": self.training.model_dump(mode="json"),
+            "evaluation": self.evaluation.model_dump(mode="json"),
+            "seeds": [self.seed],
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What defines the system: the resolved recipe without its seed and label."""
+        values = self.as_dict()
+        del values["seeds"], values["label"]
+        if MODELS.get(self.model).obj.fitting == "closed-form":
+            del values["training"]
+        return values
+
+
+class Recipe:
+    """A checked recipe, which expands to one run per trial and seed."""
+
+    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
+        self.raw, self.source = dict(raw), source
+        self.shape, self.settings = _check(self.raw, source)
+        self.trials = list(self._trials())
+
+    def _trials(self) -> Iterator[tuple[_Shape, ModelConfig, dict[str, Any]]]:
+        grid = self.shape.grid
+        if not grid:
+            yield self.shape, self.settings, {}
+            return
+        for key, values in grid.items():
+            if not values:
+                raise ConfigError(f"{self.source}: grid.{key} lists no value")
+            if key.partition(".")[0] in ("grid", "seeds", "dataset", "label"):
+                raise ConfigError(f"{self.source}: grid.{key} cannot be searched over")
+        for point in itertools.product(*grid.values()):
+            trial = dict(zip(grid, point, strict=True))
+            raw = {key: value for key, value in self.raw.items() if key != "grid"}
+            for key, value in trial.items():
+                raw = set_key(raw, key, value)
+            shape, settings = _check(raw, f"{self.source} at {trial}")
+            yield shape, settings, trial
+
+    def expand(self) -> list[RunRecipe]:
+        """One recipe per trial and seed, seeds innermost."""
+        return [
+            RunRecipe(shape, settings, seed, trial)
+            for shape, settings, trial in self.trials
+            for seed in shape.seeds
+        ]
+
+    def replace(self, **changes: Any) -> Recipe:
+        """The recipe with top-level keys changed; a value of None removes the key."""
+        raw = {**self.raw, **changes}
+        return Recipe({key: value for key, value in raw.items() if value is not None}, self.source)
+
+
+def set_key(raw: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of a nested mapping with one dotted key set."""
+    head, _, rest = key.partition(".")
+    copy = dict(raw)
+    if rest:
+        inner = copy.get(head, {})
+        # `protocol: mmrec` and `schedule: cosine` are short for a mapping with that name.
+        if isinstance(inner, str):
+            inner = {"name": inner}
+        if not isinstance(inner, Mapping):
+            raise ConfigError(f"{key} cannot be set: {head} is not a mapping")
+        value = set_key(inner, rest, value)
+    copy[head] = value
+    return copy
+
+
+def apply_settings(raw: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Apply `--set key=value` options; values are read as YAML.
+
+    Raises:
+        ConfigError: an option is not KEY=VALUE.
+    """
+    result = dict(raw)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {setting!r} is not KEY=VALUE; for example --set model.dim=32")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {key}: {text!r} is not a YAML value") from None
+        result = set_key(result, key.strip(), value)
+    return result
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key written twice, where YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                line = key_node.start_mark.line + 1
+                raise ConfigError(f"line {line}: {key!r} is written twice")
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe file to plain values, unchecked.
+
+    Raises:
+        ConfigError: it is missing, no YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"recipe {path} cannot be read: {problem}") from None
+    try:
+        raw = yaml.load(text, _UniqueKeyLoader)  # a SafeLoader
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"{path}{where}: not YAML: {getattr(problem, 'problem', problem)}"
+        ) from None
+    except ConfigError as problem:
+        raise ConfigError(f"{path} {problem}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: a recipe is a mapping of keys; see the recipes folder for examples"
+        )
+    return raw
+
+
+def shipped_recipes() -> list[str]:
+    """Names `<dataset>/<model>` of the recipes that ship with the package."""
+    return sorted(
+        path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml")
+    )
+
+
+def load_recipe(
+    name: str,
+    *,
+    dataset: str | None = None,
+    seeds: Sequence[int] = (),
+    settings: Sequence[str] = (),
+) -> Recipe:
+    """A recipe by file, by shipped name `<dataset>/<model>`, or by model name.
+
+    A bare model name takes the shipped recipe of that model for `dataset` ("demo" if none is
+    given); where none is shipped, the model's defaults.
+
+    Raises:
+        ConfigError: the recipe is wrong; every problem is listed.
+        UnknownNameError: there is no such model or recipe.
+    """
+    path = Path(name)
+    shipped = shipped_recipes()
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        raw, source = read_recipe(path), str(path)
+    elif "/" in name:
+        if name not in shipped:
+            raise UnknownNameError("recipe", name, shipped)
+        raw, source = read_recipe(SHIPPED / f"{name}.yaml"), f"{name}.yaml"
+    else:
+        model = MODELS.get(name, hint="A recipe file ends in .yaml.").name
+        source = f"{dataset or 'demo'}/{model}"
+        if source in shipped:
+            raw = read_recipe(SHIPPED / f"{source}.yaml")
+        else:
+            raw = {"dataset": dataset or "demo", "model": {"name": model}}
+    if dataset is not None:
+        raw = {**raw, "dataset": dataset}
+    if seeds:
+        raw = {**raw, "seeds": list(seeds)}
+    return Recipe(apply_settings(raw, settings), source)
+
+
+def system_hash(identity: Mapping[str, Any]) -> str:
+    """A short stable hash of plain values, 16 hexadecimal digits."""
+    text = json.dumps(identity, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check(raw: Mapping[str, Any], source: str) -> tuple[_Shape, ModelConfig]:
+    """Check all of a recipe and report every problem at once."""
+    problems: list[str] = []
+    shape, settings = None, None
+    try:
+        shape = _Shape.model_validate(raw)
+    except ValidationError as error:
+        problems += _problems(error, _Shape, ())
+    model = raw.get("model")
+    if isinstance(model, str):
+        problems = [line for line in problems if not line.startswith("model:")]
+        problems.append(f"model: write {{name: {model}}}")
+    elif isinstance(model, Mapping):
+        if not isinstance(model.get("name"), str):
+            problems.append(f"model.name is missing; known models: {', '.join(MODELS.names())}")
+        else:
+            try:
+                entry = MODELS.get(model["name"])
+                config: type[ModelConfig] = entry.info["config"]
+                settings = config.model_validate({k: v for k, v in model.items() if k != "name"})
+            except UnknownNameError as error:
+                problems.append(f"model.name: {error}")
+            except ValidationError as error:
+                problems += _problems(error, config, ("model",))
+    if problems or shape is None or settings is None:
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+    return shape, settings
+
+
+def _problems(error: ValidationError, root: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:
+    """One line per problem: the key's path, what is wrong, and the nearest valid key."""
+    lines = []
+    for detail in error.errors():
+        location = tuple(str(part) for part in detail["loc"])
+        path = ".".join((*prefix, *location)) or "recipe"
+        if detail["type"] == "extra_forbidden":
+            known = _fields(root, location[:-1])
+            lines.append(
+                f"{path} is not a setting.{did_you_mean(location[-1], known)} Known: {', '.join(known)}."
+            )
+        elif detail["type"] == "missing":
+            lines.append(f"{path} is missing")
+        else:
+            message = str(detail["msg"]).removeprefix("Value error, ")
+            given = detail.get("input")
+            shown = f" (found {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+            lines.append(f"{path}: {message[:1].lower()}{message[1:]}{shown}")
+    return lines
+
+
+def _fields(root: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Names of the settings at a place in a recipe."""
+    current: type[BaseModel] | None = root
+    for part in location:
+        if current is None or part not in current.model_fields:
+            return []
+        annotation: Any = current.model_fields[part].annotation
+        inner = [annotation, *get_args(annotation)]
+        models = (o for o in inner if isinstance(o, type) and issubclass(o, BaseModel))
+        current = next(models, None)
+    return sorted(current.model_fields) if current else []
