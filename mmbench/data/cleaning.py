@@ -58,9 +58,9 @@ class Report:
             DataError: nothing is left.
         """
         rows, users, items = frame.height, frame["user"].n_unique(), frame["item"].n_unique()
-        counts = {"step": name, "rows": rows, "users": users, "items": items}
+        counts = {"rows": rows, "users": users, "items": items}
         before = self.steps[-1] if self.steps else counts
-        self.steps.append(counts)
+        self.steps.append({"step": name, **counts})
         if rows == 0:
             was = f"{before['rows']} rows, {before['users']} users, {before['items']} items"
             raise DataError(
@@ -109,11 +109,10 @@ def clean(
 ) -> Cleaned:
     """Run the whole cleaning on the interactions of a `RawDataset`.
 
-    Args:
-        origin: what messages call the source.
-        has_content: says of item ids which fulfil `config.require`; asked only when it is set.
-        positional_items: number of items of a positional layout, whose indices are kept.
-        user_names, item_names: raw ids of a positional layout's indices.
+    `origin` is what messages call the source. `has_content` says of item ids which fulfil
+    `config.require` and is asked only when that is set. `positional_items` is the number of
+    items of a positional layout, whose indices are kept; `user_names` and `item_names` are the
+    raw ids of its indices.
 
     Raises:
         DataError: the rows contradict each other or nothing is left.
@@ -196,10 +195,11 @@ def _to_milliseconds(frame: pl.DataFrame, origin: str) -> tuple[pl.DataFrame, st
     earliest, latest = 788_918_400_000, int((time.time() + 86_400) * 1000)  # 1995-01-01 .. tomorrow
     bad = (scaled < earliest) | (scaled > latest)
     if bad.any():
+        first = int(bad.argmax())
         raise DataError(
             f"E216 {int(bad.sum())} timestamps of {origin} outside 1995..today, e.g. "
-            f"{int(times[bad.argmax()])} in data row {int(frame['source_row'][int(bad.argmax())]) + 1}"
-            "; mend or remove them"
+            f"{int(times[first])} in data row {int(frame['source_row'][first]) + 1}; mend or "
+            "remove them"
         )
     return frame.with_columns(pl.Series("timestamp", scaled)), unit
 
@@ -264,10 +264,8 @@ def k_core(
 ) -> NDArray[np.bool_]:
     """Which rows stay when users and items with too few rows go until nothing changes, bool [N].
 
-    The fixed point does not depend on the order of removal.
-
-    Args:
-        user, item: non-negative integer codes [N].
+    `user` and `item` are non-negative integer codes [N]. The fixed point does not depend on the
+    order of removal.
     """
     kept = np.arange(user.size)
     while kept.size:

@@ -40,8 +40,8 @@ class ItemContent:
         if distinct["item"].n_unique() < distinct.height:
             counts = distinct.group_by("item", maintain_order=True).len().filter(pl.col("len") > 1)
             raise DataError(
-                f"E261 items of {origin}: '{counts['item'][0]}' listed {counts['len'][0]} times with "
-                f"different content ({counts.height} such items); keep one row of each"
+                f"E261 items of {origin}: '{counts['item'][0]}' listed {counts['len'][0]} times "
+                f"with different content ({counts.height} such items); keep one row of each"
             )
         if distinct.height < table.height:
             repeated = table.height - distinct.height

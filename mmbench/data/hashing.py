@@ -23,8 +23,7 @@ _UNIT = "\x1f"
 def hash_parts(seed: int, purpose: str, tails: Iterable[str]) -> NDArray[np.uint64]:
     """H(seed, purpose, ...) of many rows, uint64 [N].
 
-    Args:
-        tails: the remaining parts of each row, already joined by U+001F.
+    `tails` holds the remaining parts of each row, already joined by U+001F.
     """
     head = hashlib.blake2b(f"{seed}{_UNIT}{purpose}{_UNIT}".encode(), digest_size=8)
     digests = []
@@ -51,7 +50,7 @@ def byte_rank(ids: list[str]) -> NDArray[np.int64]:
 
 def sha256_array(array: NDArray[Any]) -> str:
     """Hash of the bytes of an array's elements in C order, hexadecimal."""
-    return hashlib.sha256(memoryview(np.ascontiguousarray(array)).cast("B")).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -91,8 +91,8 @@ class MMRecFolder(Source):
         for name, ids, index in (("item", item_ids, item), ("user", user_ids, user)):
             if ids is not None and len(ids) <= int(index.max()):
                 raise DataError(
-                    f"E213 {path}: {name} index {int(index.max())} has no row in "
-                    f"{name[0]}_id_mapping.csv ({len(ids)} ids); the mapping belongs to another file"
+                    f"E213 {path}: {name} index {int(index.max())} has no row in {name[0]}_id_"
+                    f"mapping.csv ({len(ids)} ids); the mapping belongs to another file"
                 )
         return RawDataset(
             interactions=interactions,
@@ -116,14 +116,14 @@ def _find_interactions(source: Path) -> Path:
 
 
 def _find_features(source: Path) -> tuple[RawFeatures, ...]:
-    features = []
+    features: list[RawFeatures] = []
     for path in sorted(source.glob("*_feat.npy")):
         prefix = path.name.removesuffix("_feat.npy")
         modality = _MODALITIES.get(prefix.lower())
         if modality is None:
             raise DataError(
-                f"E118 {path}: no modality is called '{prefix}'; rename the file to image_feat.npy, "
-                "text_feat.npy or audio_feat.npy, or remove it"
+                f"E118 {path}: no modality is called '{prefix}'; rename the file to "
+                "image_feat.npy, text_feat.npy or audio_feat.npy, or remove it"
             )
         taken = [feature.path.name for feature in features if feature.modality == modality]
         if taken:

@@ -43,8 +43,8 @@ class Picture:
 def check_pictures(root: Path | None, paths: Sequence[str | None]) -> list[Picture]:
     """Decode each picture once, in threads.
 
-    Args:
-        paths: path below `root` of each item's picture, or None; web addresses count as missing.
+    `paths` holds the path below `root` of each item's picture, or None; web addresses count as
+    missing.
 
     Raises:
         DataError: a path leads out of `root`.

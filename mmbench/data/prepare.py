@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from mmbench.data.cleaning import Cleaned, PrepareConfig, Report, clean
@@ -91,11 +92,13 @@ def prepare(
     """Prepare the dataset `name` below `data_dir`.
 
     Args:
+        name: what the dataset is called, and the name of its folder.
         source: folder of the raw files; sources that generate their data need none.
         format: name of the source that reads the folder, or "auto" to recognise it.
         config: settings; those not set explicitly are the source's own defaults.
         splits: rules such as "leave-one-out" or "random-per-user:odd_to=valid"; the first is the
             default split. An existing dataset of the same settings gets those it lacks.
+        data_dir: folder of the prepared datasets.
         force: replace an existing dataset of other settings, its feature sets included.
         strict: treat warnings as errors.
 
@@ -248,7 +251,7 @@ class _Job:
         raw = self.raw
         if not raw.positional:
             return None
-        used = raw.interactions["item"].cast(int).unique().sort().to_numpy()
+        used = np.unique(raw.interactions["item"].cast(pl.Int64).to_numpy())
         n_items = len(raw.item_ids) if raw.item_ids is not None else int(used[-1]) + 1
         gaps = np.setdiff1d(np.arange(n_items), used)
         if gaps.size:
@@ -257,8 +260,8 @@ class _Job:
                 if import_matrix(stored.path).shape[0] != n_items:
                     raise DataError(f"E213 {what}; positional features cannot be matched")
             self.report.warnings.append(f"W213 {what}; these items have no interactions")
-        users = raw.interactions["user"].cast(int)
-        lacking = int(users.max()) + 1 - users.n_unique()
+        users = np.unique(raw.interactions["user"].cast(pl.Int64).to_numpy())
+        lacking = int(users[-1]) + 1 - users.size
         if lacking:
             self.report.warnings.append(
                 f"W213 {lacking} user indices have no interactions; users are renumbered"

@@ -28,7 +28,7 @@ from mmbench.errors import DataError, UnknownNameError
 
 SCHEMA = 1
 TRAIN, VALID, TEST, EXCLUDED = 0, 1, 2, 3
-COLUMNS = {
+COLUMNS: dict[str, np.dtype[Any]] = {
     "user": np.dtype("<i4"),
     "item": np.dtype("<i4"),
     "timestamp": np.dtype("<i8"),
@@ -163,10 +163,10 @@ class PreparedDataset:
         if len(fitting) == 1:
             return load_features(self.root, fitting[0], self.fingerprint, self.n_items)
         if fitting:
-            encoders = ", ".join(key.partition("__")[2] for key in fitting)
+            encoders = [key.partition("__")[2] for key in fitting]
             raise DataError(
-                f"{self.name} has several {modality} feature sets: {encoders}. Name one of them "
-                f"in the recipe, for example features: {{{modality}: {fitting[0].partition('__')[2]}}}"
+                f"{self.name} has several {modality} feature sets: {', '.join(encoders)}. Name one "
+                f"in the recipe, for example features: {{{modality}: {encoders[0]}}}"
             )
         raise DataError(
             f"{self.name} has no {modality} features; stored are: {', '.join(keys) or 'none'}. "
@@ -218,10 +218,11 @@ def read_manifest(root: Path) -> dict[str, Any]:
     path = root / "manifest.json"
     again = "prepare the dataset again with --force"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
-            f"E302 {root} is no prepared dataset (it has no manifest.json); remove it and prepare again"
+            f"E302 {root} is no prepared dataset (it has no manifest.json); remove the folder and "
+            "prepare the dataset again"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"E302 {path} cannot be read ({error}); {again}") from error

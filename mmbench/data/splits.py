@@ -112,10 +112,7 @@ class SplitRequest:
 
 
 def make_split(request: SplitRequest, rows: Rows, seed: int) -> tuple[Labels, dict[str, Any]]:
-    """Label every row by the rule of `request`.
-
-    Args:
-        seed: the dataset's seed, used where the request names none of its own.
+    """Label every row by the rule of `request`; `seed` serves where the request names none.
 
     Returns:
         labels int8 [N], and the facts of the split for its manifest.

@@ -46,8 +46,7 @@ def count_rows(user: Index, item: Index, n_users: int, n_items: int) -> dict[str
 def tied_users(user: Index, timestamp: NDArray[np.int64]) -> tuple[int, int]:
     """Users whose last two rows share a timestamp, and rows that share one with a neighbour.
 
-    Args:
-        user, timestamp: ordered by user, then time.
+    Both arrays are ordered by user, then time.
     """
     same = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
     last = np.append(user[1:] != user[:-1], True)[1:]

@@ -93,7 +93,7 @@ def write_array(path: Path, array: NDArray[Any]) -> str:
     # Not numpy.save: on a full disk its error has no error number to explain it by.
     with path.open("wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
-        file.write(memoryview(array).cast("B"))
+        file.write(array.data.cast("B"))
         file.flush()
         os.fsync(file.fileno())
     return sha256_array(array)
@@ -119,8 +119,7 @@ def write_split(
 ) -> dict[str, Any]:
     """Store one split below `root` by a rename and return its facts with hashes.
 
-    Args:
-        dataset: the dataset's fingerprint.
+    `dataset` is the dataset's fingerprint.
     """
     folder = root / "splits" / name
     partial = folder.with_name(f".{name}.partial-{os.getpid()}")

@@ -50,10 +50,9 @@ def read_delimited(
 ) -> pl.DataFrame:
     """Read a delimited text file as a frame of text columns, empty cells null.
 
-    Args:
-        columns: names of the columns of a file without header; None where line 1 is the header.
-        quoted: whether `"` quotes a cell (RFC 4180); without it every separator counts.
-        encoding: "utf-8" (a byte order mark is accepted) or "latin-1".
+    `columns` names the columns of a file without header; None means that line 1 is the header.
+    With `quoted`, `"` quotes a cell (RFC 4180); without it every separator counts. `encoding` is
+    "utf-8" (a byte order mark is accepted) or "latin-1"; `cure` ends the message of an error.
 
     Raises:
         DataError: the file is missing, empty, not in this encoding, or a line has another number
@@ -256,14 +255,13 @@ def offenders(
 ) -> str:
     """Name the first five bad cells of a column and their total.
 
-    Args:
-        first_line: line of row 0 in the file, or 0 where rows are not lines.
+    `first_line` is the line of row 0 in the file, or 0 where rows are not lines.
     """
     rows = np.flatnonzero(bad)
     unit = "" if first_line else "row "
     shown = ", ".join(
-        f"{unit}{int(row) + max(first_line, 1)}: {column} '{'' if cells[int(row)] is None else cells[int(row)]}'"
-        for row in rows[:_SHOWN]
+        f"{unit}{row + max(first_line, 1)}: {column} '{'' if cells[row] is None else cells[row]}'"
+        for row in rows[:_SHOWN].tolist()
     )
     more = f" and {rows.size - _SHOWN} more" if rows.size > _SHOWN else ""
     return f"{path}:{shown}{more}"
