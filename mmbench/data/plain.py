@@ -1,0 +1,198 @@
+"""Plain tables: CSV, TSV or Parquet, with an item table, pictures and features where there are any.
+
+interactions.{csv,tsv,parquet}   user_id, item_id; rating, timestamp (s, ms, us or ISO-8601)
+and split (train, valid, test or 0, 1, 2) where there are any
+items.{csv,tsv,parquet}          item_id; text fields such as title, brand, categories
+(separated by |), description, text; image: path below images/
+images/<item_id>.jpg             pictures, where the item table has no column `image`
+features/<name>.npy, .ids.txt    a matrix of features and the item_id of each of its rows
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from mmbench.data.source import RawDataset, RawFeatures, Source, register_dataset
+from mmbench.data.tables import (
+    id_column,
+    need_columns,
+    number_column,
+    offenders,
+    read_bytes,
+    read_delimited,
+    read_parquet,
+    time_column,
+)
+from mmbench.errors import DataError
+
+_SUFFIXES = (".csv", ".tsv", ".parquet")
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_TEXT = ("title", "brand", "categories", "description", "text")
+_LABELS = {"train": 0, "valid": 1, "test": 2, "0": 0, "1": 1, "2": 2}
+_MODALITIES = ("visual", "textual", "acoustic", "joint")
+_MODALITY_WORDS = {
+    "visual": "visual",
+    "image": "visual",
+    "textual": "textual",
+    "text": "textual",
+    "acoustic": "acoustic",
+    "audio": "acoustic",
+    "joint": "joint",
+}
+
+
+@register_dataset("plain")
+class PlainTables(Source):
+    """Any dataset as plain tables; every id is read as text."""
+
+    title = "tables: interactions.csv|tsv|parquet, items.*, images/, features/"
+    layout = True
+    expects = "interactions.csv, .tsv or .parquet with columns user_id and item_id"
+
+    @classmethod
+    def recognises(cls, folder: Path) -> bool:
+        """Whether there is an interactions table."""
+        return any((folder / f"interactions{suffix}").is_file() for suffix in _SUFFIXES)
+
+    def read(self, source: Path | None, scratch: Path) -> RawDataset:
+        """Read the folder `source`; see `Source.read`."""
+        assert source is not None
+        path = _find_table(source, "interactions")
+        if path is None:
+            raise DataError(f"E101 interactions.csv not found under {source}; {self.expects}")
+        files = [path]
+        interactions, ignored = _read_interactions(path)
+        items, text_fields = None, ()
+        items_path = _find_table(source, "items")
+        images = source / "images"
+        if items_path is not None:
+            files.append(items_path)
+            items, text_fields = _read_items(items_path)
+        if images.is_dir() and (items is None or "image" not in items.columns):
+            items = _find_pictures(images, items, interactions["item"])
+        features = _find_features(source / "features", files)
+        return RawDataset(
+            interactions=interactions,
+            items=items,
+            text_fields=text_fields,
+            image_root=images if images.is_dir() else None,
+            features=features,
+            files=tuple(files),
+            facts={"columns_ignored": ignored} if ignored else {},
+        )
+
+
+def _find_table(source: Path, stem: str) -> Path | None:
+    found = [source / f"{stem}{suffix}" for suffix in _SUFFIXES]
+    found = [path for path in found if path.is_file()]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise DataError(f"E103 {source} holds {names}; keep one of them")
+    return found[0] if found else None
+
+
+def _read_table(path: Path) -> tuple[pl.DataFrame, int]:
+    """The table, and the line of its first row (0 where rows are not lines)."""
+    if path.suffix == ".parquet":
+        return read_parquet(path), 0
+    frame = read_delimited(path, "\t" if path.suffix == ".tsv" else ",", quoted=True)
+    # Quoted cells may hold line breaks, so rows are lines only where nothing is quoted.
+    return frame, 0 if b'"' in path.read_bytes() else 2
+
+
+def _read_interactions(path: Path) -> tuple[pl.DataFrame, list[str]]:
+    frame, first_line = _read_table(path)
+    need_columns(frame, path, ("user_id", "item_id"))
+    if frame.height == 0:
+        raise DataError(f"E241 {path} has a header and no rows; check the file")
+    nothing = [None] * frame.height
+    columns = {
+        "user": id_column(frame, path, "user_id"),
+        "item": id_column(frame, path, "item_id"),
+        "rating": number_column(frame, path, "rating", first_line)
+        if "rating" in frame.columns
+        else pl.Series(nothing, dtype=pl.Float64),
+        "timestamp": time_column(frame, path, "timestamp", first_line)
+        if "timestamp" in frame.columns
+        else pl.Series(nothing, dtype=pl.Int64),
+        "split": _labels(frame, path, first_line)
+        if "split" in frame.columns
+        else pl.Series(nothing, dtype=pl.Int8),
+    }
+    known = {"user_id", "item_id", "rating", "timestamp", "split"}
+    return pl.DataFrame(columns), [name for name in frame.columns if name not in known]
+
+
+def _labels(frame: pl.DataFrame, path: Path, first_line: int) -> pl.Series:
+    text = frame["split"].cast(pl.String).str.strip_chars().str.to_lowercase()
+    labels = text.replace_strict(_LABELS, default=None, return_dtype=pl.Int8)
+    if labels.null_count():
+        found = offenders(path, first_line, labels.is_null().to_numpy(), frame["split"], "split")
+        raise DataError(f"E221 {found}; labels are train, valid, test or 0, 1, 2")
+    return labels
+
+
+def _read_items(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    frame, _ = _read_table(path)
+    need_columns(frame, path, ("item_id",))
+    ids = id_column(frame, path, "item_id").str.strip_chars()
+    if "item" in frame.columns:
+        raise DataError(f"E113 {path}: column 'item' beside 'item_id'; rename it")
+    others = [name for name in frame.columns if name != "item_id"]
+    nested = [name for name in others if frame[name].dtype.is_nested()]
+    if nested:
+        raise DataError(f"E113 {path}: column '{nested[0]}' holds lists; store it as text")
+    items = frame.select(ids.alias("item"), *(pl.col(name).cast(pl.String) for name in others))
+    without = items.filter(pl.col("item").fill_null("") == "").height
+    if without:
+        raise DataError(f"E113 {path}: {without} rows without item_id; fill or remove them")
+    if "categories" in items.columns:
+        items = items.with_columns(pl.col("categories").str.replace_all("|", ", ", literal=True))
+    return items, tuple(name for name in _TEXT if name in items.columns)
+
+
+def _find_pictures(images: Path, items: pl.DataFrame | None, used: pl.Series) -> pl.DataFrame:
+    """Join pictures named like item ids: the exact name first, then the one in lower case."""
+    if items is None:
+        items = pl.DataFrame({"item": used.str.strip_chars().unique().drop_nulls().sort()})
+    files = {path.name: path.name for path in sorted(images.iterdir())}
+    lower = {name.lower(): name for name in reversed(list(files))}
+
+    def find(item: str) -> str | None:
+        for names, stem in ((files, item), (lower, item.lower())):
+            for suffix in _PICTURES:
+                if stem + suffix in names:
+                    return names[stem + suffix]
+        return None
+
+    found = [find(item) for item in items["item"].to_list()]
+    return items.with_columns(pl.Series("image", found, dtype=pl.String))
+
+
+def _find_features(folder: Path, files: list[Path]) -> tuple[RawFeatures, ...]:
+    features = []
+    for path in sorted(folder.glob("*.npy")) if folder.is_dir() else []:
+        # `visual__clip.npy` names modality and encoder, `image.npy` the modality alone.
+        word, _, encoder = path.stem.partition("__")
+        modality = _MODALITY_WORDS.get(word.lower().removesuffix("_feat"))
+        if modality is None:
+            raise DataError(
+                f"E118 {path}: begin the name with its modality ({', '.join(_MODALITIES)}), for "
+                "example visual.npy or visual__clip.npy"
+            )
+        ids_path = path.with_suffix(".ids.txt")
+        cure = "write the item_id of each row there, one per line"
+        content = read_bytes(ids_path, cure=cure)
+        try:
+            lines = content.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(f"E111 {ids_path} is not UTF-8; save the file as UTF-8") from error
+        ids = tuple(line.strip() for line in lines)
+        if len(set(ids)) != len(ids):
+            twice = next(item for item in ids if ids.count(item) > 1)
+            raise DataError(f"E251 {ids_path}: item '{twice}' has several rows; keep one")
+        features.append(RawFeatures(path, modality, encoder or "imported", ids))
+        files += [path, ids_path]
+    return tuple(features)
