@@ -1,0 +1,191 @@
+"""`mmbench compare`: put runs side by side, with significance tests, and fail on a regression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mmbench import console
+from mmbench.cli import options
+from mmbench.errors import ConfigError
+
+REGRESSION = 1
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--baseline", metavar="LABEL", help="Reference system. [default: the best of each column]"
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="RUNS",
+    type=click.Path(path_type=Path),
+    help="A run or a folder of runs for the reference side, paired by label; repeatable.",
+)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME@K",
+    help="What is compared, for example recall@20; repeatable. [default: what all runs recorded]",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["test", "valid"]),
+    default="test",
+    show_default=True,
+    help="The ranked lists that are read.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["user-activity", "item-popularity", "k"]),
+    help="Break every metric down by a kind of user or item, or by cut-off.",
+)
+@click.option(
+    "--cutoff",
+    "cutoffs",
+    multiple=True,
+    metavar="K",
+    type=click.IntRange(min=1),
+    help="Cut-off for --by k; repeatable. [default: 1, 5, 10, 20, 50, 100]",
+)
+@click.option(
+    "--test",
+    type=click.Choice(["t-test", "wilcoxon", "permutation", "bootstrap"]),
+    default="t-test",
+    show_default=True,
+    help="Paired test over users, each user's value averaged over the seeds.",
+)
+@click.option(
+    "--correction",
+    type=click.Choice(["holm", "bonferroni", "bh", "none"]),
+    default="holm",
+    show_default=True,
+    help="Correction for multiple testing; bh is Benjamini-Hochberg.",
+)
+@click.option(
+    "--family",
+    type=click.Choice(["metric", "table"]),
+    default="metric",
+    show_default=True,
+    help="Correct the comparisons of each metric together, or all of the table.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Level below which an adjusted p counts as significant.",
+)
+@click.option(
+    "--details",
+    is_flag=True,
+    help="Print intervals, effect sizes, raw p, wins/ties/losses and seed spread.",
+)
+@click.option(
+    "--fail-on-regression",
+    is_flag=True,
+    help="Exit with status 1 if a system is worse than its reference.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Loss that --fail-on-regression tolerates, as a share of the reference (0.01 is 1 %).",
+)
+@click.option(
+    "--level",
+    type=click.Choice(["users", "systems"]),
+    default="users",
+    show_default=True,
+    help="Whether --fail-on-regression tests over users, or over users and (3 or more) seeds.",
+)
+@options.format_option
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    runs: tuple[Path, ...],
+    baseline: str | None,
+    against: tuple[Path, ...],
+    metrics: tuple[str, ...],
+    part: str,
+    by: str | None,
+    cutoffs: tuple[int, ...],
+    test: str,
+    correction: str,
+    family: str,
+    alpha: float,
+    details: bool,
+    fail_on_regression: bool,
+    margin: float,
+    level: str,
+    output: str,
+) -> None:
+    """Compare runs: means, differences, and adjusted p-values over the same users.
+
+    RUNS are run folders or folders that hold some. Runs that differ only in seed are one
+    system. Runs that cannot be compared fairly (other data, split, candidates or users) are
+    refused. With --fail-on-regression the exit status is 1 if a system is significantly worse,
+    by more than --margin, than --baseline or its partner in --against.
+
+    \b
+    Examples:
+      mmbench compare runs/*
+      mmbench compare runs/* --baseline vbpr --metric ndcg@20 --format latex
+      mmbench compare runs/* --by item-popularity --metric recall@20
+      mmbench compare runs/new --against runs/main --fail-on-regression --margin 0.01
+    """
+    if against and baseline:
+        raise click.UsageError("--against and --baseline both name the reference; give one of them")
+    if fail_on_regression and not (against or baseline not in (None, "best")):
+        raise click.UsageError(
+            "--fail-on-regression needs a reference: give --against RUNS or --baseline LABEL"
+        )
+    if cutoffs and by != "k":
+        raise click.UsageError("--cutoff belongs to --by k")
+    if margin and not fail_on_regression:
+        raise click.UsageError("--margin belongs to --fail-on-regression")
+    # Imported here because scipy takes a second to load and --help must not wait.
+    from mmbench.report import comparison as comparing
+    from mmbench.report.breakdown import CUTOFFS
+    from mmbench.report.formats import render
+    from mmbench.report.leaderboard import leaderboard
+    from mmbench.report.regression import regressions
+    from mmbench.runs import find_runs
+
+    ours, theirs = find_runs(runs), find_runs(against)
+    both = {run.path.resolve() for run in ours} & {run.path.resolve() for run in theirs}
+    if both:
+        raise ConfigError(
+            f"{sorted(both)[0]} is on both sides; name other RUNS, or another --against"
+        )
+    compared = comparing.compare(
+        ours,
+        metrics=metrics,
+        baseline=baseline,
+        against=theirs,
+        part=part,  # type: ignore[arg-type]
+        test=test,
+        correction=correction,
+        family=family,  # type: ignore[arg-type]
+        by=by,  # type: ignore[arg-type]
+        cutoffs=cutoffs or CUTOFFS,
+        alpha=alpha,
+    )
+    # Before anything is printed, so that bad input prints no result.
+    worse = regressions(compared, margin=margin, level=level) if fail_on_regression else []  # type: ignore[arg-type]
+    if output == "table":
+        console.result(leaderboard(compared, details=details))
+    else:
+        console.text(render(compared, output))
+    for regression in worse:
+        console.error(f"regression: {regression}")
+    if worse:
+        ctx.exit(REGRESSION)
+    if fail_on_regression:
+        console.note(f"no regression beyond a margin of {margin:.2%} at adjusted p < {alpha:g}")

@@ -1,0 +1,389 @@
+"""A comparison: systems side by side, each difference tested, every test in a declared family.
+
+The unit is the user: a system's value for a user is the mean over its seeds, and systems are
+paired over the same users. Where both sides have three or more seeds, a second test also takes
+the seeds as random and so speaks about systems instead of these trained models.
+
+What a system is tested against:
+
+    baseline=LABEL   that system, in every column
+    baseline="best"  the best system of each column. The data choose it, so it stands for all
+                     n (n - 1) / 2 comparisons, and all of them are in the family; with the
+                     n - 1 visible ones alone, the family-wise error rate would exceed its level.
+    against=RUNS     the system of the same label among those runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from mmbench.errors import ConfigError, UnknownNameError
+from mmbench.metrics.base import Metric, parse_metric
+from mmbench.metrics.lists import FloatArray
+from mmbench.report.breakdown import CUTOFFS, By, Column
+from mmbench.report.measuring import measure
+from mmbench.report.systems import System, check_comparable, group_runs, recorded_metrics
+from mmbench.report.testing import Family, FamilySize, Pair, Tested, run_tests
+from mmbench.runs import Part, Run
+from mmbench.stats.correction import CORRECTIONS
+from mmbench.stats.effects import spread
+
+BEST = "best"
+AGAINST = "{} (against)"
+
+
+@dataclass(frozen=True)
+class SystemContrast:
+    """The test of a difference with users and seeds both random; see mmbench.stats.system."""
+
+    statistic: float
+    degrees_of_freedom: float
+    low: float
+    high: float
+    p: float
+    adjusted: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A system's difference from its reference in one column, over `n_users` paired users.
+
+    Attributes:
+        reference: label of the reference.
+        n_users: users who have a value under both.
+        difference: mean of the users' differences, system minus reference.
+        relative: `difference` as a share of the reference's mean; NaN where that is zero.
+        low: lower bound of the 95 % confidence interval of `difference`.
+        high: upper bound of it.
+        d_z: Cohen's d_z, the mean difference over the standard deviation of the differences.
+        statistic: of the paired test over users.
+        p: of the paired test over users, not corrected.
+        adjusted: p corrected for its family.
+        wins: users for whom the system is better.
+        ties: users for whom both are equal.
+        losses: users for whom the system is worse.
+        seed_spread_exceeds: whether the standard deviation over seeds of either side is larger
+            than the difference.
+        system: the test over users and seeds; None with fewer than three seeds on a side.
+    """
+
+    reference: str
+    n_users: int
+    difference: float
+    relative: float
+    low: float
+    high: float
+    d_z: float
+    statistic: float
+    p: float
+    adjusted: float
+    wins: int
+    ties: int
+    losses: int
+    seed_spread_exceeds: bool
+    system: SystemContrast | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system in one column.
+
+    Attributes:
+        mean: over users and seeds; NaN if no user has a value.
+        seed_means: the mean over users of each run, by seed.
+        seed_sd: standard deviation (n - 1) of `seed_means`; None with one seed.
+        n_users: users with a value; 1 for a metric of the whole system.
+        n_undefined: users without a value, who enter no mean and no test.
+        is_best: whether no system has a better mean.
+        is_reference: whether others are tested against it.
+        contrast: the difference from the reference; None for the reference itself, and in a
+            column that is not tested.
+    """
+
+    mean: float
+    seed_means: tuple[float, ...]
+    seed_sd: float | None
+    n_users: int
+    n_undefined: int
+    is_best: bool = False
+    is_reference: bool = False
+    contrast: Contrast | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems (rows) by columns, with every test that was made.
+
+    Attributes:
+        dataset: its name.
+        split: its name.
+        protocol: its name.
+        part: whose lists were read, "test" or "valid".
+        n_users: evaluated users.
+        columns: what was measured.
+        systems: best first in the first column; in pairs (reference, system) under `against`.
+        cells: by system, then by column.
+        families: the families of tests, with their sizes.
+        baseline: the named baseline, "best", or None where each system has its own (`against`).
+        by: the breakdown, if any.
+        test: name of the paired test.
+        correction: name of the correction for multiple testing.
+        family: what is corrected together, "metric" or "table".
+        alpha: level at which a difference counts as significant.
+        unpaired: labels among the `against` runs that no compared system has.
+    """
+
+    dataset: str
+    split: str
+    protocol: str
+    part: Part
+    n_users: int
+    columns: tuple[Column, ...]
+    systems: tuple[System, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+    families: tuple[FamilySize, ...]
+    baseline: str | None
+    by: By | None
+    test: str
+    correction: str
+    family: Family
+    alpha: float
+    unpaired: tuple[str, ...] = ()
+
+    def cell(self, label: str, column: int = 0) -> Cell:
+        """The cell of one system in one column."""
+        return self.cells[[system.label for system in self.systems].index(label)][column]
+
+
+def compare(
+    runs: Sequence[Run],
+    *,
+    metrics: Sequence[str | Metric] = (),
+    baseline: str | None = None,
+    against: Sequence[Run] = (),
+    part: Part = "test",
+    test: str = "t-test",
+    correction: str = "holm",
+    family: Family = "metric",
+    by: By | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
+    alpha: float = 0.05,
+    seed: int = 0,
+) -> Comparison:
+    """Compare systems over the users of one part of one dataset.
+
+    Memory holds one number per run, column and user, and the lists of two runs.
+
+    Args:
+        runs: complete runs; those that differ only in seed are one system.
+        metrics: what is compared; the metrics that all runs recorded if none is given.
+        baseline: label of the reference; "best" or None for the best system of each column.
+        against: runs of the reference side, paired with `runs` by label, or one system with
+            one system; takes the place of `baseline`.
+        part: whose lists are read.
+        test: name of the paired test over users.
+        correction: name of the correction for multiple testing.
+        family: "metric" corrects the comparisons of one metric together, all groups and
+            cut-offs of a breakdown included; "table" corrects all of them together.
+        by: breakdown; None for one column per metric.
+        cutoffs: the cut-offs of the breakdown "k".
+        alpha: level at which tables mark a difference.
+        seed: of the resampling tests.
+
+    Raises:
+        ConfigError: the runs are not comparable, or an argument does not fit them.
+        DataError: a run folder is damaged.
+    """
+    if correction not in CORRECTIONS:
+        raise UnknownNameError("correction", correction, CORRECTIONS)
+    systems, unpaired = _sides(runs, against)
+    every = [run for system in systems for run in system.runs]
+    check_comparable(every, part)
+    labels = [system.label for system in systems]
+    baseline = baseline or BEST
+    if not against and baseline not in (BEST, *labels):
+        raise UnknownNameError(
+            "baseline", baseline, labels, hint=f'Or "{BEST}": the best of each column.'
+        )
+    wanted = [parse_metric(metric) if isinstance(metric, str) else metric for metric in metrics]
+    if not wanted:
+        wanted = [m for m in recorded_metrics(every, part) if m.per_user or by != "item-popularity"]
+
+    columns, values, n_users = measure(systems, list(dict.fromkeys(wanted)), part, by, cutoffs)
+    table = [[_summary(v) for v in row] for row in values]
+    best = [
+        _best(column.metric, [row[c].mean for row in table]) for c, column in enumerate(columns)
+    ]
+    shown = _shown_pairs(columns, best, labels, BEST if against else baseline, bool(against))
+    pairs = dict.fromkeys(shown)
+    if not against and baseline == BEST:
+        there = {(p.column, frozenset((p.system, p.reference))) for p in shown}
+        for c in {p.column: None for p in shown}:
+            for a, b in combinations(range(len(systems)), 2):
+                if (c, frozenset((a, b))) not in there:
+                    pairs[Pair(c, a, b)] = None
+    names = [
+        system.hash + ("" if i % 2 or not against else "*") for i, system in enumerate(systems)
+    ]
+    tested, families = run_tests(
+        pairs, columns, values, names, test=test, correction=correction, family=family, seed=seed
+    )
+
+    for c, winners in enumerate(best):
+        for row in winners:
+            table[row][c] = replace(table[row][c], is_best=True)
+    for pair in shown:
+        ours, theirs = table[pair.system][pair.column], table[pair.reference][pair.column]
+        contrast = _contrast(
+            tested[pair], labels[pair.reference], columns[pair.column].metric, ours, theirs
+        )
+        table[pair.system][pair.column] = replace(ours, contrast=contrast)
+        table[pair.reference][pair.column] = replace(theirs, is_reference=True)
+    order = (
+        list(range(len(systems)))
+        if against
+        else _order(columns[0].metric, [row[0].mean for row in table])
+    )
+    manifest = every[0].manifest
+    return Comparison(
+        dataset=str(manifest["dataset"]["name"]),
+        split=str(manifest["split"]["name"]),
+        protocol=_protocol_name(every),
+        part=part,
+        n_users=n_users,
+        columns=tuple(columns),
+        systems=tuple(systems[i] for i in order),
+        cells=tuple(tuple(table[i]) for i in order),
+        families=tuple(families),
+        baseline=None if against else baseline,
+        by=by,
+        test=test,
+        correction=correction,
+        family=family,
+        alpha=alpha,
+        unpaired=unpaired,
+    )
+
+
+def _sides(runs: Sequence[Run], against: Sequence[Run]) -> tuple[list[System], tuple[str, ...]]:
+    """What is compared, under `against` in pairs (reference, system); and who is left over."""
+    systems = group_runs(runs)
+    if not against:
+        return systems, ()
+    references = {system.label: system for system in group_runs(against)}
+    if len(systems) == len(references) == 1:
+        partner = {systems[0].label: next(iter(references.values()))}
+    else:
+        partner = references
+        missing = [system.label for system in systems if system.label not in references]
+        if missing:
+            raise ConfigError(
+                f"no run to compare {', '.join(map(repr, missing))} against; the other side has "
+                f"{', '.join(map(repr, sorted(references)))}. Systems are paired by label."
+            )
+    paired = []
+    for system in systems:
+        reference = partner[system.label]
+        paired += [replace(reference, label=AGAINST.format(reference.label)), system]
+    used = {partner[system.label].label for system in systems}
+    return paired, tuple(sorted(set(references) - used))
+
+
+def _summary(values: FloatArray) -> Cell:
+    """The cell of a system from its values [S, U], before any test."""
+    seed_means = tuple(_mean(run) for run in values)
+    average = values.mean(axis=0)
+    defined = int((~np.isnan(average)).sum())
+    return Cell(
+        mean=_mean(average),
+        seed_means=seed_means,
+        seed_sd=spread(np.array(seed_means)) if len(seed_means) > 1 else None,
+        n_users=defined,
+        n_undefined=len(average) - defined,
+    )
+
+
+def _mean(values: FloatArray) -> float:
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if len(kept) else float("nan")
+
+
+def _best(metric: Metric, means: Sequence[float]) -> list[int]:
+    """The rows with the best mean; none where neither direction is better."""
+    defined = [mean for mean in means if not np.isnan(mean)]
+    if metric.higher_is_better is None or not defined or len(means) < 2:
+        return []
+    best = max(defined) if metric.higher_is_better else min(defined)
+    return [row for row, mean in enumerate(means) if mean == best]
+
+
+def _order(metric: Metric, means: Sequence[float]) -> list[int]:
+    """Rows from best to worst, undefined ones last; as given where neither direction is better."""
+    if metric.higher_is_better is None:
+        return list(range(len(means)))
+    sign = -1 if metric.higher_is_better else 1
+    return sorted(range(len(means)), key=lambda row: (np.isnan(means[row]), sign * means[row]))
+
+
+def _shown_pairs(
+    columns: Sequence[Column],
+    best: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    baseline: str,
+    paired: bool,
+) -> list[Pair]:
+    """Who is tested against whom, column by column."""
+    pairs = []
+    for c, column in enumerate(columns):
+        if not column.metric.per_user:
+            continue
+        if paired:
+            pairs += [Pair(c, row + 1, row) for row in range(0, len(labels), 2)]
+        elif baseline != BEST or best[c]:
+            reference = best[c][0] if baseline == BEST else labels.index(baseline)
+            pairs += [Pair(c, row, reference) for row in range(len(labels)) if row != reference]
+    return pairs
+
+
+def _contrast(tested: Tested, reference: str, metric: Metric, ours: Cell, theirs: Cell) -> Contrast:
+    paired, system = tested.paired, tested.system
+    better, worse = paired.wins, paired.losses
+    if metric.higher_is_better is False:
+        better, worse = worse, better
+    over_seeds = max(ours.seed_sd or 0.0, theirs.seed_sd or 0.0)
+    return Contrast(
+        reference=reference,
+        n_users=paired.n,
+        difference=paired.difference,
+        relative=paired.relative_difference,
+        low=paired.ci_low,
+        high=paired.ci_high,
+        d_z=paired.effect,
+        statistic=paired.statistic,
+        p=paired.p,
+        adjusted=tested.adjusted,
+        wins=better,
+        ties=paired.ties,
+        losses=worse,
+        seed_spread_exceeds=over_seeds > abs(paired.difference),
+        system=None
+        if system is None
+        else SystemContrast(
+            statistic=system.statistic,
+            degrees_of_freedom=system.df,
+            low=system.ci_low,
+            high=system.ci_high,
+            p=system.p,
+            adjusted=tested.system_adjusted,
+        ),
+    )
+
+
+def _protocol_name(runs: Sequence[Run]) -> str:
+    protocols = [run.manifest["protocol"] for run in runs]
+    names = [str(p.get("name") if isinstance(p, Mapping) else p) for p in protocols]
+    return ", ".join(dict.fromkeys(names))

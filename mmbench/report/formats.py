@@ -1,0 +1,204 @@
+"""Leaderboards for other programs and for papers: GitHub, LaTeX, CSV and JSON.
+
+GitHub and LaTeX tables are rounded like the terminal's; CSV and JSON hold every field at full
+precision, CSV one line per system and column.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict
+from typing import Any, Literal
+
+from rich.console import Console
+from tabulate import tabulate
+
+from mmbench.errors import UnknownNameError
+from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
+from mmbench.report.comparison import Cell, Comparison
+from mmbench.report.leaderboard import leaderboard
+from mmbench.report.numbers import fixed, mean_decimals, p_value, percent
+
+Format = Literal["table", "github", "latex", "csv", "json"]
+JSON_SCHEMA = 1
+WIDTH = 80
+# Stand for markup while tabulate escapes the rest of a cell.
+_BOLD, _END, _STAR, _TILDE = "\ue000", "\ue001", "\ue002", "\ue003"
+_MARKUP = {
+    "github": {_BOLD: "**", _END: "**", _STAR: "\\*", _TILDE: "\\~"},
+    "latex": {_BOLD: "\\textbf{", _END: "}", _STAR: "$^{*}$", _TILDE: "$^{\\sim}$"},
+}
+
+
+def render(comparison: Comparison, form: str, *, details: bool = False) -> str:
+    """A comparison as text.
+
+    Args:
+        comparison: what is shown.
+        form: "github", "latex", "csv", "json", or "table" for the terminal's, uncoloured, 80 wide.
+        details: for "table": every figure; the others ignore it, CSV and JSON always hold all.
+
+    Raises:
+        UnknownNameError: there is no such format.
+    """
+    if form == "table":
+        console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
+        with console.capture() as captured:
+            console.print(leaderboard(comparison, details=details))
+        return captured.get()
+    if form in _MARKUP:
+        return _markup(comparison, form)
+    if form == "csv":
+        return _csv(comparison)
+    if form == "json":
+        return json.dumps(as_dict(comparison), indent=2, allow_nan=False)
+    raise UnknownNameError("format", form, ["table", "csv", "json", *_MARKUP])
+
+
+def as_dict(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as plain values, ready for JSON; what is not finite becomes None."""
+    c = comparison
+    return {
+        "schema": JSON_SCHEMA,
+        "dataset": c.dataset,
+        "split": c.split,
+        "protocol": c.protocol,
+        "part": c.part,
+        "n_users": c.n_users,
+        "baseline": c.baseline,
+        "by": c.by,
+        "test": c.test,
+        "correction": c.correction,
+        "family": c.family,
+        "alpha": c.alpha,
+        "families": [asdict(family) for family in c.families],
+        "unpaired": list(c.unpaired),
+        "caption": caption(c),
+        "systems": [
+            {
+                "label": system.label,
+                "system": system.hash,
+                "seeds": list(system.seeds),
+                "runs": [str(run.path) for run in system.runs],
+            }
+            for system in c.systems
+        ],
+        "cells": _records(c),
+    }
+
+
+def _records(c: Comparison) -> list[dict[str, Any]]:
+    """One flat record per system and column, all with the same keys."""
+    records = []
+    for system, row in zip(c.systems, c.cells, strict=True):
+        for column, cell in zip(c.columns, row, strict=True):
+            contrast, over_systems = cell.contrast, cell.contrast.system if cell.contrast else None
+            record: dict[str, Any] = {
+                "label": system.label,
+                "metric": str(column.metric),
+                "group": column.group.name if column.group else None,
+                "n_seeds": len(system.seeds),
+                **{name: getattr(cell, name) for name in _CELL_FIELDS},
+                "seed_means": list(cell.seed_means),
+                **{name: getattr(contrast, name, None) for name in _CONTRAST_FIELDS},
+                "n_paired_users": getattr(contrast, "n_users", None),
+                **{f"system_{name}": getattr(over_systems, name, None) for name in _SYSTEM_FIELDS},
+            }
+            records.append({name: _finite(value) for name, value in record.items()})
+    return records
+
+
+_CELL_FIELDS = ("mean", "seed_sd", "n_users", "n_undefined", "is_best", "is_reference")
+_CONTRAST_FIELDS = (
+    "reference",
+    "difference",
+    "relative",
+    "low",
+    "high",
+    "d_z",
+    "statistic",
+    "p",
+    "adjusted",
+    "wins",
+    "ties",
+    "losses",
+    "seed_spread_exceeds",
+)
+_SYSTEM_FIELDS = ("statistic", "degrees_of_freedom", "low", "high", "p", "adjusted")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(c: Comparison) -> str:
+    records = _records(c)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        means = " ".join("" if mean is None else repr(mean) for mean in record["seed_means"])
+        writer.writerow({**record, "seed_means": means})
+    return text.getvalue()
+
+
+def _markup(c: Comparison, form: str) -> str:
+    systems, heads = tested_systems(c), ["System"]
+    rows = [
+        [system.label.replace("|", "\\|") if form == "github" else system.label]
+        for system in c.systems
+    ]
+    for index, column in enumerate(c.columns):
+        cells = [row[index] for row in c.cells]
+        decimals = mean_decimals(cell.mean for cell in cells)
+        compared = any(cell.contrast for cell in cells)
+        heads.append(column.head)
+        if compared:
+            heads += ["diff", p_head(c), *(["sys. p"] if systems else [])]
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(_mean(c, cell, decimals))
+            if compared:
+                row += _compared(cell, systems)
+    align = ["left", *["right"] * (len(heads) - 1)]
+    tables = {"github": "github", "latex": "latex_booktabs"}
+    table = tabulate(
+        rows, headers=heads, tablefmt=tables[form], colalign=align, disable_numparse=True
+    )
+    if form == "github":
+        text = "\n".join([f"**{title(c)}**", "", table, "", *(f"- {line}" for line in _escaped(c))])
+    else:
+        text = "\n".join([f"% {title(c)}", *(f"% {line}" for line in caption(c)), table])
+    for mark, markup in _MARKUP[form].items():
+        text = text.replace(mark, markup)
+    return text
+
+
+def _escaped(c: Comparison) -> list[str]:
+    return [
+        line.replace(SIGNIFICANT, _STAR).replace(SPREAD, _TILDE).replace("<", "&lt;")
+        for line in caption(c)
+    ]
+
+
+def _mean(c: Comparison, cell: Cell, decimals: int) -> str:
+    text = fixed(cell.mean, decimals)
+    if cell.is_best:
+        text = f"{_BOLD}{text}{_END}"
+    if cell.contrast and cell.contrast.adjusted < c.alpha:
+        text += _STAR
+    return text + _TILDE if cell.contrast and cell.contrast.seed_spread_exceeds else text
+
+
+def _compared(cell: Cell, systems: bool) -> list[str]:
+    contrast = cell.contrast
+    if contrast is None:
+        return ["ref." if cell.is_reference else "", *[""] * (2 if systems else 1)]
+    texts = [percent(contrast.relative), p_value(contrast.adjusted)]
+    if systems:
+        texts.append(p_value(contrast.system.adjusted) if contrast.system else "")
+    return texts

@@ -1,0 +1,251 @@
+"""Leaderboards for the terminal: as many columns as fit, then a further table; nothing squeezed.
+
+A metric is a block of narrow columns (mean, difference, p-values) that stay together. Blocks are
+packed into as many tables as the width asks for; only the labels of systems are ever wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
+from mmbench.report.comparison import Cell, Comparison, Contrast
+from mmbench.report.numbers import count, fixed, mean_decimals, p_value, percent, signed
+
+GAP = 3  # blanks between two blocks
+LABEL_SHARE = 0.36  # of the width, at most, for the labels
+SHORTEST_LABEL = 8
+
+
+def leaderboard(comparison: Comparison, *, details: bool = False) -> Leaderboard:
+    """A comparison as a rich renderable.
+
+    Args:
+        comparison: what is shown.
+        details: one block per metric, with every figure, instead of the short table.
+    """
+    return Leaderboard(comparison, details)
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Renders a comparison; it looks at the width of the console only when it is printed."""
+
+    comparison: Comparison
+    details: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The title, the tables, and what they say about themselves."""
+        c, width = self.comparison, options.max_width
+        labels = [system.label for system in c.systems]
+        every = range(len(c.columns))
+        blocks = (
+            [_detail_blocks(c, i) for i in every]
+            if self.details
+            else [[_short_block(c, i) for i in every]]
+        )
+        yield Text(title(c), style="bold")
+        for group in blocks:
+            for table in _tables(labels, group, width):
+                yield Text("")
+                yield table
+        yield Text("")
+        for line in caption(c):
+            yield Text(line, style="dim")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns that stay together: a title, their heads, and one row of texts per system."""
+
+    titles: tuple[str, ...]
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Text, ...], ...]
+
+    @property
+    def widths(self) -> list[int]:
+        """Width of each column; the first is widened until the titles fit."""
+        widths = [
+            max([len(head), *(row[i].cell_len for row in self.rows)])
+            for i, head in enumerate(self.heads)
+        ]
+        missing = max(map(len, self.titles)) - (sum(widths) + len(widths) - 1)
+        widths[0] += max(0, missing)
+        return widths
+
+    @property
+    def width(self) -> int:
+        """Width of the whole block."""
+        return sum(self.widths) + len(self.heads) - 1
+
+    def head(self, n_titles: int) -> Text:
+        """The titles, centred on `n_titles` lines, above the heads."""
+        widths = self.widths
+        heads = " ".join(head.rjust(width) for head, width in zip(self.heads, widths, strict=True))
+        titles = [*[""] * (n_titles - len(self.titles)), *self.titles]
+        lines = [Text(line.center(self.width), style="bold", end="") for line in titles]
+        return Text("\n").join([*lines, Text(heads, style="dim", end="")])
+
+    def line(self, row: int) -> Text:
+        """One row, each cell aligned to the right."""
+        cells = []
+        for text, width in zip(self.rows[row], self.widths, strict=True):
+            cells.append(Text(" " * (width - text.cell_len)) + text)
+        return Text(" ").join(cells)
+
+
+def _tables(labels: Sequence[str], blocks: Sequence[Block], width: int) -> Iterator[Table]:
+    """Pack blocks into tables no wider than `width`, about equally many in each."""
+    longest = max([len("System"), *map(len, labels)])
+    widest = max(block.width for block in blocks) + GAP
+    # The label gives way to the widest block, never the reverse.
+    label_width = max(SHORTEST_LABEL, min(longest, int(width * LABEL_SHARE), width - widest))
+    if label_width + sum(block.width + GAP for block in blocks) <= width:
+        n_tables = 1
+    else:
+        n_tables = -(-len(blocks) // max(1, (width - label_width) // widest))
+    per_table = -(-len(blocks) // n_tables)
+    for start in range(0, len(blocks), per_table):
+        chosen = blocks[start : start + per_table]
+        # The box adds one blank between columns.
+        table = Table(
+            box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False
+        )
+        n_titles = max(len(block.titles) for block in chosen)
+        head = Text("\n" * n_titles + "System", style="bold")
+        table.add_column(head, min_width=label_width, max_width=label_width, overflow="fold")
+        for block in chosen:
+            table.add_column(
+                block.head(n_titles), min_width=block.width, no_wrap=True, overflow="ignore"
+            )
+        for row, label in enumerate(labels):
+            table.add_row(Text(label), *(block.line(row) for block in chosen))
+        yield table
+
+
+def _titles(c: Comparison, index: int, what: str = "") -> tuple[str, ...]:
+    column = c.columns[index]
+    head = f"{column.metric.label}{what}"
+    if column.group is None:
+        return (head,)
+    users = max(row[index].n_users for row in c.cells)
+    return head, f"{column.group.name}, n = {count(users)}"
+
+
+def _short_block(c: Comparison, index: int) -> Block:
+    """Mean, relative difference and p-values of one column."""
+    cells = [row[index] for row in c.cells]
+    decimals = mean_decimals(cell.mean for cell in cells)
+    if not any(cell.contrast for cell in cells):
+        return Block(
+            _titles(c, index), ("mean",), tuple((_mean(cell, decimals),) for cell in cells)
+        )
+    systems = tested_systems(c)
+    heads = ("mean", "diff", p_head(c), *(["sys. p"] if systems else []))
+    marks = "".join(
+        mark for mark in (SIGNIFICANT, SPREAD) if any(mark in _marks(c, x.contrast) for x in cells)
+    )
+    rows = []
+    for cell in cells:
+        own = _marks(c, cell.contrast)
+        # Every mark has its own place, so that the digits stay aligned.
+        mean = _mean(cell, decimals) + Text("".join(mark if mark in own else " " for mark in marks))
+        row = [mean, *_difference(c, cell)]
+        if systems:
+            contrast = cell.contrast
+            row.append(
+                _p(c, contrast.system.adjusted) if contrast and contrast.system else Text("")
+            )
+        rows.append(tuple(row))
+    return Block(_titles(c, index), heads, tuple(rows))
+
+
+def _difference(c: Comparison, cell: Cell) -> list[Text]:
+    if cell.contrast is None:
+        return [Text("ref." if cell.is_reference else "", style="dim"), Text("")]
+    return [Text(percent(cell.contrast.relative)), _p(c, cell.contrast.adjusted)]
+
+
+def _detail_blocks(c: Comparison, index: int) -> list[Block]:
+    """Everything known about one column: the effect, then the evidence."""
+    cells = [row[index] for row in c.cells]
+    decimals = mean_decimals(cell.mean for cell in cells)
+    several = any(cell.seed_sd is not None for cell in cells)
+    compared = any(cell.contrast for cell in cells)
+    heads = ["mean", *(["seed sd"] if several else [])]
+    rows = [[_mean(cell, decimals)] for cell in cells]
+    if several:
+        for row, cell in zip(rows, cells, strict=True):
+            row.append(Text(fixed(cell.seed_sd, decimals + 1)))
+    if compared:
+        heads += ["diff", "relative", "95% interval", "d_z"]
+        for row, cell in zip(rows, cells, strict=True):
+            row += _effect(cell, decimals)
+    effect = Block(
+        _titles(c, index, ": effect" if compared else ""),
+        tuple(heads),
+        tuple(tuple(row) for row in rows),
+    )
+    if not compared:
+        return [effect]
+    systems = any(cell.contrast and cell.contrast.system for cell in cells)
+    heads = ["raw p", p_head(c), *(["raw sys. p", "sys. p"] if systems else []), "wins/ties/losses"]
+    evidence = Block(
+        _titles(c, index, ": tests"),
+        tuple(heads),
+        tuple(tuple(_evidence(c, cell, systems)) for cell in cells),
+    )
+    return [effect, evidence]
+
+
+def _effect(cell: Cell, decimals: int) -> list[Text]:
+    contrast = cell.contrast
+    if contrast is None:
+        return [
+            Text("ref." if cell.is_reference else "", style="dim"),
+            Text(""),
+            Text(""),
+            Text(""),
+        ]
+    interval = f"[{signed(contrast.low, decimals)}, {signed(contrast.high, decimals)}]"
+    mark = SPREAD if contrast.seed_spread_exceeds else ""
+    return [
+        Text(signed(contrast.difference, decimals) + mark),
+        Text(percent(contrast.relative)),
+        Text(interval),
+        Text(signed(contrast.d_z, 3)),
+    ]
+
+
+def _evidence(c: Comparison, cell: Cell, systems: bool) -> list[Text]:
+    contrast = cell.contrast
+    if contrast is None:
+        return [Text("")] * (5 if systems else 3)
+    texts = [Text(p_value(contrast.p)), _p(c, contrast.adjusted)]
+    if systems:
+        system = contrast.system
+        texts += (
+            [Text(p_value(system.p)), _p(c, system.adjusted)] if system else [Text("-"), Text("-")]
+        )
+    return [*texts, Text(f"{count(contrast.wins)}/{count(contrast.ties)}/{count(contrast.losses)}")]
+
+
+def _mean(cell: Cell, decimals: int) -> Text:
+    return Text(fixed(cell.mean, decimals), style="bold" if cell.is_best else "")
+
+
+def _marks(c: Comparison, contrast: Contrast | None) -> str:
+    if contrast is None:
+        return ""
+    significant = SIGNIFICANT if contrast.adjusted < c.alpha else ""
+    return significant + (SPREAD if contrast.seed_spread_exceeds else "")
+
+
+def _p(c: Comparison, value: float) -> Text:
+    return Text(p_value(value), style="" if value < c.alpha else "dim")
