@@ -153,8 +153,7 @@ def compare(
     # Imported here because scipy takes a second to load and --help must not wait.
     from mmbench.report import comparison as comparing
     from mmbench.report.breakdown import CUTOFFS
-    from mmbench.report.formats import render
-    from mmbench.report.leaderboard import leaderboard
+    from mmbench.report.leaderboard import leaderboard, render
     from mmbench.report.regression import regressions
     from mmbench.runs import find_runs
 

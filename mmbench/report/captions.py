@@ -23,8 +23,8 @@ CORRECTION_NAMES = {
 GROUPS = {
     "user-activity": "Users are grouped by their number of training interactions.",
     "item-popularity": "Head, mid, tail: from the most popular items down, each collects a third "
-    "of the training interactions; the numbers are interactions per item. Only held-out items of the "
-    "group count as relevant.",
+    "of the training interactions; the numbers are interactions per item. Only held-out items of "
+    "the group count as relevant.",
 }
 
 

@@ -11,51 +11,26 @@ import io
 import json
 import math
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Console
 from tabulate import tabulate
 
-from mmbench.errors import UnknownNameError
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
 from mmbench.report.comparison import Cell, Comparison
-from mmbench.report.leaderboard import leaderboard
 from mmbench.report.numbers import fixed, mean_decimals, p_value, percent
 
-Format = Literal["table", "github", "latex", "csv", "json"]
 JSON_SCHEMA = 1
-WIDTH = 80
 # Stand for markup while tabulate escapes the rest of a cell.
 _BOLD, _END, _STAR, _TILDE = "\ue000", "\ue001", "\ue002", "\ue003"
-_MARKUP = {
+MARKUP = {
     "github": {_BOLD: "**", _END: "**", _STAR: "\\*", _TILDE: "\\~"},
     "latex": {_BOLD: "\\textbf{", _END: "}", _STAR: "$^{*}$", _TILDE: "$^{\\sim}$"},
 }
 
 
-def render(comparison: Comparison, form: str, *, details: bool = False) -> str:
-    """A comparison as text.
-
-    Args:
-        comparison: what is shown.
-        form: "github", "latex", "csv", "json", or "table" for the terminal's, uncoloured, 80 wide.
-        details: for "table": every figure; the others ignore it, CSV and JSON always hold all.
-
-    Raises:
-        UnknownNameError: there is no such format.
-    """
-    if form == "table":
-        console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
-        with console.capture() as captured:
-            console.print(leaderboard(comparison, details=details))
-        return captured.get()
-    if form in _MARKUP:
-        return _markup(comparison, form)
-    if form == "csv":
-        return _csv(comparison)
-    if form == "json":
-        return json.dumps(as_dict(comparison), indent=2, allow_nan=False)
-    raise UnknownNameError("format", form, ["table", "csv", "json", *_MARKUP])
+def as_json(comparison: Comparison) -> str:
+    """Every field as JSON; see `as_dict`."""
+    return json.dumps(as_dict(comparison), indent=2, allow_nan=False)
 
 
 def as_dict(comparison: Comparison) -> dict[str, Any]:
@@ -136,7 +111,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv(c: Comparison) -> str:
+def as_csv(c: Comparison) -> str:
+    """One line per system and column with every field; undefined ones are empty."""
     records = _records(c)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
@@ -147,7 +123,8 @@ def _csv(c: Comparison) -> str:
     return text.getvalue()
 
 
-def _markup(c: Comparison, form: str) -> str:
+def as_markup(c: Comparison, form: str) -> str:
+    """A table for "github" or "latex" (booktabs), rounded, with its caption."""
     systems, heads = tested_systems(c), ["System"]
     rows = [
         [system.label.replace("|", "\\|") if form == "github" else system.label]
@@ -173,7 +150,7 @@ def _markup(c: Comparison, form: str) -> str:
         text = "\n".join([f"**{title(c)}**", "", table, "", *(f"- {line}" for line in _escaped(c))])
     else:
         text = "\n".join([f"% {title(c)}", *(f"% {line}" for line in caption(c)), table])
-    for mark, markup in _MARKUP[form].items():
+    for mark, markup in MARKUP[form].items():
         text = text.replace(mark, markup)
     return text
 

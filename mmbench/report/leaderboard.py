@@ -6,6 +6,7 @@ packed into as many tables as the width asks for; only the labels of systems are
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,16 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from mmbench.errors import UnknownNameError
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
 from mmbench.report.comparison import Cell, Comparison, Contrast
+from mmbench.report.formats import MARKUP, as_csv, as_json, as_markup
 from mmbench.report.numbers import count, fixed, mean_decimals, p_value, percent, signed
 
 GAP = 3  # blanks between two blocks
 LABEL_SHARE = 0.36  # of the width, at most, for the labels
 SHORTEST_LABEL = 8
+PLAIN_WIDTH = 80
 
 
 def leaderboard(comparison: Comparison, *, details: bool = False) -> Leaderboard:
@@ -31,6 +35,32 @@ def leaderboard(comparison: Comparison, *, details: bool = False) -> Leaderboard
         details: one block per metric, with every figure, instead of the short table.
     """
     return Leaderboard(comparison, details)
+
+
+def render(comparison: Comparison, form: str, *, details: bool = False) -> str:
+    """A comparison as text.
+
+    Args:
+        comparison: what is shown.
+        form: "github", "latex", "csv", "json", or "table" for the terminal's, plain, 80 wide.
+        details: for "table": every figure. CSV and JSON always hold all.
+
+    Raises:
+        UnknownNameError: there is no such format.
+    """
+    if form in MARKUP:
+        return as_markup(comparison, form)
+    if form in _DATA:
+        return _DATA[form](comparison)
+    if form != "table":
+        raise UnknownNameError("format", form, ["table", *MARKUP, *_DATA])
+    console = Console(width=PLAIN_WIDTH, file=io.StringIO(), color_system=None)
+    with console.capture() as captured:
+        console.print(leaderboard(comparison, details=details))
+    return captured.get()
+
+
+_DATA = {"csv": as_csv, "json": as_json}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""Tables about datasets: what there is, and what one holds. They fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+_WIDTH = 80
+_STEPS = ("min", "q25", "median", "mean", "q75", "max")
+
+
+def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Datasets and layouts: name, kind, whether prepared, and what they are."""
+    table = _table("Datasets and layouts", "name", "kind", "here", "what it is")
+    table.caption = "a layout reads any DIR: mmbench prepare NAME --source DIR"
+    for row in rows:
+        kind = row["kind"] + (
+            " (needs --source)" if row["kind"] == "dataset" and row["needs_source"] else ""
+        )
+        table.add_row(row["name"], kind, "yes" if row["prepared"] else "", escape(row["about"]))
+    return table
+
+
+def summary_line(facts: Mapping[str, Any], status: str) -> str:
+    """One line about a dataset that was just prepared."""
+    counts = facts["counts"]
+    features = ", ".join(feature["key"] for feature in facts["features"]) or "none"
+    return (
+        f"{facts['name']}: {status} in {facts['root']}\n"
+        f"  {counts['users']:,} users, {counts['items']:,} items, "
+        f"{counts['interactions']:,} interactions\n"
+        f"  splits: {', '.join(split['name'] for split in facts['splits'])}\n"
+        f"  features: {features}"
+    )
+
+
+def description_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
+    """The tables of `mmbench prepare NAME --describe`."""
+    yield _overview(facts)
+    yield _distributions(facts)
+    yield _splits(facts)
+    yield _coverage(facts)
+    yield _features(facts)
+
+
+def _table(title: str, *heads: str, numbers: bool = False) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", width=None)
+    for position, head in enumerate(heads):
+        justify = "right" if numbers and position else "left"
+        table.add_column(head, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _overview(facts: Mapping[str, Any]) -> Table:
+    counts, time, source = facts["counts"], facts["time"], facts["source"]
+    table = _table(f"Dataset {facts['name']}", "", "")
+    table.show_header = False
+    table.width = _WIDTH
+    table.add_row("users", f"{counts['users']:,}")
+    unseen = counts["items_unseen"]
+    table.add_row("items", f"{counts['items']:,}" + (f" ({unseen:,} unseen)" if unseen else ""))
+    table.add_row("interactions", f"{counts['interactions']:,}")
+    table.add_row("density", f"{counts['density']:.6f}  (sparsity {counts['sparsity']:.4%})")
+    if time["has_timestamps"]:
+        table.add_row(
+            "time",
+            f"{_day(time['min'])} .. {_day(time['max'])}, {time['tied_rows']:,} rows share user "
+            "and time",
+        )
+    else:
+        table.add_row("time", "none")
+    settings = [f"{k} {v}" for k, v in facts["config"].items() if v is not None]
+    table.add_row("settings", escape(", ".join(settings)))
+    table.add_row("source", escape(f"{source['format']}: {source['root'] or 'generated'}"))
+    if source["licence_note"]:
+        table.add_row("terms", escape(source["licence_note"]))
+    for key, value in facts["facts"].items():
+        table.add_row(escape(str(key)), escape(str(value)))
+    table.add_row("fingerprint", facts["fingerprint"][:16])
+    return table
+
+
+def _distributions(facts: Mapping[str, Any]) -> Table:
+    table = _table("Interactions", "per", *_STEPS, numbers=True)
+    for head, key in (("user", "per_user"), ("item", "per_item")):
+        spread = facts["counts"][key]
+        table.add_row(head, *(f"{spread[step]:,.2f}".removesuffix(".00") for step in _STEPS))
+    return table
+
+
+def _splits(facts: Mapping[str, Any]) -> Table:
+    table = _table(
+        "Splits (the first is the default)",
+        "split", "train", "valid", "test", "left out", "test users", "new items",
+        numbers=True,
+    )  # fmt: skip
+    table.caption = "new items: items of the test part without a training row"
+    for split in facts["splits"]:
+        numbers = [*split["rows"], split["users"][2], split["items_unseen_in_test"]]
+        table.add_row(split["name"], *(f"{number:,}" for number in numbers))
+    return table
+
+
+def _coverage(facts: Mapping[str, Any]) -> Table:
+    n_items, text, images = facts["counts"]["items"], facts["text"], facts["images"]
+    table = _table("Modality coverage", "content", "items", "share", "", numbers=True)
+    words = text["words"]
+    about = (
+        f"words {words['min']:.0f}..{words['max']:.0f}, median {words['median']:.0f}"
+        if words
+        else ""
+    )
+    table.add_row("text", f"{text['ok']:,}", f"{text['ok'] / n_items:.1%}", about)
+    bad = [f"{images[key]:,} {key}" for key in ("corrupt", "placeholder") if images[key]]
+    if images["duplicate_groups"]:
+        bad.append(f"{images['duplicate_groups']:,} groups of equal ones")
+    table.add_row("pictures", f"{images['ok']:,}", f"{images['ok'] / n_items:.1%}", ", ".join(bad))
+    return table
+
+
+def _features(facts: Mapping[str, Any]) -> Table:
+    n_items = facts["counts"]["items"]
+    table = _table(
+        "Feature sets", "modality", "encoder", "dim", "type", "items", "share", numbers=True
+    )
+    for feature in facts["features"]:
+        modality, _, encoder = feature["key"].partition("__")
+        present = feature["present"] or 0
+        shape = feature["shape"] or [0, 0]
+        table.add_row(
+            modality, encoder, str(shape[1]), str(feature["dtype"]), f"{present:,}",
+            f"{present / n_items:.1%}",
+        )  # fmt: skip
+    if not facts["features"]:
+        table.caption = f"none; make them with: mmbench extract {facts['name']}"
+    return table
+
+
+def _day(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, tz=timezone.utc).date().isoformat()
