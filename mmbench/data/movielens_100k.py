@@ -8,7 +8,9 @@ posters/<id>.jpg     posters, where they are given
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import polars as pl
 
@@ -47,7 +49,7 @@ class MovieLens100K(Source):
     )
     terms = "research use with acknowledgement, no redistribution, no commercial use"
     expects = f"u.data and u.item; tmdb.csv and posters/ where you have them ({_ADDRESS})"
-    defaults = {"user_min": 0, "item_min": 0}
+    defaults: ClassVar[Mapping[str, object]] = {"user_min": 0, "item_min": 0}
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:

@@ -64,7 +64,8 @@ class PlainTables(Source):
             raise DataError(f"E101 interactions.csv not found under {source}; {self.expects}")
         files = [path]
         interactions, ignored = _read_interactions(path)
-        items, text_fields = None, ()
+        items: pl.DataFrame | None = None
+        text_fields: tuple[str, ...] = ()
         items_path = _find_table(source, "items")
         images = source / "images"
         if items_path is not None:
@@ -172,7 +173,7 @@ def _find_pictures(images: Path, items: pl.DataFrame | None, used: pl.Series) ->
 
 
 def _find_features(folder: Path, files: list[Path]) -> tuple[RawFeatures, ...]:
-    features = []
+    features: list[RawFeatures] = []
     for path in sorted(folder.glob("*.npy")) if folder.is_dir() else []:
         # `visual__clip.npy` names modality and encoder, `image.npy` the modality alone.
         word, _, encoder = path.stem.partition("__")
@@ -181,6 +182,13 @@ def _find_features(folder: Path, files: list[Path]) -> tuple[RawFeatures, ...]:
             raise DataError(
                 f"E118 {path}: begin the name with its modality ({', '.join(_MODALITIES)}), for "
                 "example visual.npy or visual__clip.npy"
+            )
+        key = (modality, encoder or "imported")
+        taken = [f.path.name for f in features if (f.modality, f.encoder) == key]
+        if taken:
+            raise DataError(
+                f"E118 {path}: {taken[0]} would be stored under the same name; call one of them "
+                f"{modality}__<encoder>.npy"
             )
         ids_path = path.with_suffix(".ids.txt")
         cure = "write the item_id of each row there, one per line"
@@ -193,6 +201,6 @@ def _find_features(folder: Path, files: list[Path]) -> tuple[RawFeatures, ...]:
         if len(set(ids)) != len(ids):
             twice = next(item for item in ids if ids.count(item) > 1)
             raise DataError(f"E251 {ids_path}: item '{twice}' has several rows; keep one")
-        features.append(RawFeatures(path, modality, encoder or "imported", ids))
+        features.append(RawFeatures(path, *key, ids))
         files += [path, ids_path]
     return tuple(features)

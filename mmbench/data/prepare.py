@@ -125,8 +125,9 @@ def prepare(
         refuse_explicit_changes(root, given)
         return _extend(root, requests, strict)
     found = find_source(name, source, format)
-    if exists and not force and source is not None:
-        raw = found.source.read(source, root / "unused")
+    # Files are read before anything is created; a generated dataset needs a place for its files.
+    raw = _read(found, root / ".scratch") if found.folder is not None else None
+    if exists and not force and raw is not None:
         effective = effective_config(found, given, raw)
         content = ItemContent(raw, effective.text_fields, found.origin)
         refuse_changes(root, effective, source_identity(found, raw, content))
@@ -134,7 +135,7 @@ def prepare(
     with writing(root) as partial:
         scratch = partial / ".scratch"
         scratch.mkdir()
-        raw = found.source.read(source, scratch)
+        raw = raw if raw is not None else found.source.read(None, scratch)
         job = _Job(name, found, raw, effective_config(found, given, raw), requests, strict)
         job.write(partial)
         shutil.rmtree(scratch)
@@ -148,6 +149,16 @@ def prepare(
         warnings=tuple(job.report.warnings),
         report=job.summary(),
     )
+
+
+def _read(found: Found, scratch: Path) -> RawDataset:
+    try:
+        return found.source.read(found.folder, scratch)
+    except OSError as error:
+        raise DataError(
+            f"E101 {error.filename or found.folder} cannot be read: {error.strerror or error}; "
+            "check the files given by --source"
+        ) from error
 
 
 class _Job:
@@ -253,12 +264,16 @@ class _Job:
             return None
         used = np.unique(raw.interactions["item"].cast(pl.Int64).to_numpy())
         n_items = len(raw.item_ids) if raw.item_ids is not None else int(used[-1]) + 1
-        gaps = np.setdiff1d(np.arange(n_items), used)
-        if gaps.size:
-            what = f"item indices 0..{n_items - 1} have {gaps.size} gaps, first {gaps[0]}"
+        n_gaps = n_items - used.size
+        if n_gaps:
+            in_place = used == np.arange(used.size)
+            first = used.size if in_place.all() else int(in_place.argmin())
+            what = f"item indices 0..{n_items - 1} have {n_gaps} gaps, first {first}"
             for stored in raw.features:
                 if import_matrix(stored.path).shape[0] != n_items:
                     raise DataError(f"E213 {what}; positional features cannot be matched")
+            if n_gaps > used.size and raw.item_ids is None and not raw.features:
+                raise DataError(f"E213 {what}; number the items 0, 1, 2, ... without gaps")
             self.report.warnings.append(f"W213 {what}; these items have no interactions")
         users = np.unique(raw.interactions["user"].cast(pl.Int64).to_numpy())
         lacking = int(users[-1]) + 1 - users.size

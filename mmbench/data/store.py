@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def writing(target: Path) -> Iterator[Path]:
         DataError: the place cannot be written to or the disk is full.
     """
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    had_parent = target.parent.exists()
     try:
         _remove_stale(target)
         partial.mkdir(parents=True)
@@ -45,6 +46,9 @@ def writing(target: Path) -> Iterator[Path]:
         raise DataError(str(error).replace(str(partial), str(target))) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if not had_parent and not target.exists():
+            with suppress(OSError):  # somebody else may have put something there
+                target.parent.rmdir()
 
 
 def not_writable(folder: Path, error: OSError) -> DataError:

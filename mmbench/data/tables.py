@@ -227,12 +227,14 @@ def time_column(frame: pl.DataFrame, path: Path, column: str, first_line: int) -
     if raw.dtype.is_integer() or raw.dtype == pl.Null:
         return raw.cast(pl.Int64)
     if raw.dtype == pl.Date or isinstance(raw.dtype, pl.Datetime):
-        return raw.cast(pl.Datetime("ms")).dt.epoch("ms").alias(column)
+        return raw.dt.epoch("ms").alias(column)
     if raw.dtype.is_float():
-        raw = raw.cast(pl.String).str.strip_suffix(".0")
+        whole = raw.is_null() | (raw.is_finite() & (raw == raw.floor()))
+        raw = raw.cast(pl.Int64, strict=False) if whole.all() else raw
+        raw = raw.cast(pl.String)
     if raw.dtype != pl.String:
         raise DataError(f"E113 {path}: column '{column}' has type {raw.dtype}; it must hold times")
-    text = raw.str.strip_chars()
+    text = raw.str.strip_chars().str.replace(r"\.0+$", "")  # what a float column leaves behind
     text = pl.select(pl.when(text == "").then(None).otherwise(text)).to_series()
     times = text.cast(pl.Int64, strict=False)
     if times.null_count() > text.null_count():

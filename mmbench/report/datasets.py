@@ -95,13 +95,18 @@ def _distributions(facts: Mapping[str, Any]) -> Table:
 def _splits(facts: Mapping[str, Any]) -> Table:
     table = _table(
         "Splits (the first is the default)",
-        "split", "train", "valid", "test", "left out", "test users", "new items",
+        "split", "train", "valid", "test", "test users", "new items",
         numbers=True,
     )  # fmt: skip
+    table.columns[0].no_wrap = True
+    if any(split["rows"][3] for split in facts["splits"]):
+        table.add_column("left out", justify="right")
     table.caption = "new items: items of the test part without a training row"
     for split in facts["splits"]:
-        numbers = [*split["rows"], split["users"][2], split["items_unseen_in_test"]]
-        table.add_row(split["name"], *(f"{number:,}" for number in numbers))
+        *rows, left_out = split["rows"]
+        numbers = [*rows, split["users"][2], split["items_unseen_in_test"], left_out]
+        shown = [f"{number:,}" for number in numbers]
+        table.add_row(split["name"], *shown[: len(table.columns) - 1])
     return table
 
 
