@@ -45,17 +45,17 @@ def text(line: str) -> None:
 def note(message: str) -> None:
     """Print a remark to stderr."""
     if not _quiet:
-        err.print(escape(message), style="dim")
+        err.print(escape(message), style="dim", soft_wrap=True)
 
 
 def warn(message: str) -> None:
     """Print a warning to stderr."""
-    err.print(f"[yellow]warning:[/] {escape(message)}")
+    err.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
 
 
 def error(message: str) -> None:
     """Print an error to stderr."""
-    err.print(f"[bold red]error:[/] {escape(message)}")
+    err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
 @contextmanager

@@ -454,9 +454,8 @@ def _problems(error: ValidationError, root: type[BaseModel], prefix: tuple[str, 
         path = ".".join((*prefix, *location)) or "recipe"
         if detail["type"] == "extra_forbidden":
             known = _fields(root, location[:-1])
-            lines.append(
-                f"{path} is not a setting.{did_you_mean(location[-1], known)} Known: {', '.join(known)}."
-            )
+            near = did_you_mean(location[-1], known)
+            lines.append(f"{path} is not a setting.{near} Known: {', '.join(known)}.")
         elif detail["type"] == "missing":
             lines.append(f"{path} is missing")
         else:

@@ -116,7 +116,8 @@ class TrainingLoop:
             if not math.isfinite(value):
                 raise TrainingError(
                     f"{self.recipe.label}, seed {self.recipe.seed}, epoch {epoch}: "
-                    f"loss term {term!r} is {value}; lower training.learning_rate or set training.clip_norm"
+                    f"loss term {term!r} is {value}; lower training.learning_rate or set "
+                    "training.clip_norm"
                 )
         seconds = time.perf_counter() - begin
         self.progress.train_s += seconds
