@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from mmbench.cli.main import cli
+
+
+def test_commands_are_the_files_of_the_folder() -> None:
+    import click
+
+    names = cli.list_commands(click.Context(cli))
+    assert {"ablate", "compare", "extract", "prepare", "train"} <= set(names)
+    for name in names:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert command.name == name
+        assert command.help
+
+
+def test_help_of_every_command_fits_a_terminal_and_loads_no_torch() -> None:
+    code = (
+        "import sys, click\n"
+        "from mmbench.cli.main import cli\n"
+        "context = click.Context(cli)\n"
+        "for name in cli.list_commands(context):\n"
+        "    command = cli.get_command(context, name)\n"
+        "    text = command.get_help(click.Context(command, info_name=name, max_content_width=80))\n"
+        "    assert max(map(len, text.splitlines())) <= 80, name\n"
+        "print('torch' in sys.modules or 'polars' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_version(mmbench: Callable) -> None:
+    done = mmbench("--version")
+    assert done.status == 0
+    assert done.out.startswith("mmbench, version 0.")
+
+
+def test_an_unknown_command_offers_the_nearest(mmbench: Callable) -> None:
+    done = mmbench("ablat")
+    assert done.status == 2
+    assert 'Did you mean "ablate"?' in done.err
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_debug_adds_the_traceback_wherever_it_stands(mmbench: Callable, where: str) -> None:
+    line = ["--debug", "train", "nosuch"] if where == "before" else ["train", "nosuch", "--debug"]
+    done = mmbench(*line)
+    assert done.status == 2
+    assert "Traceback" in done.err
+    assert "Traceback" not in mmbench("train", "nosuch").err
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mmbench", "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("mmbench, version")

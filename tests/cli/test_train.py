@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+RECIPE = {
+    "dataset": "tiny",
+    "features": {"visual": "imported"},
+    "model": {"name": "vbpr", "embedding_size": 8},
+    "training": {"epochs": 4, "batch_size": 64, "learning_rate": 0.05},
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def file(name: str = "recipe.yaml", **changes: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump({**RECIPE, **changes}))
+        return path
+
+    return file
+
+
+def test_seeds_become_one_row_and_finished_runs_are_not_repeated(
+    mmbench: Callable, write: Callable, tiny_data: Path
+) -> None:
+    line = ("train", write(), "--data-dir", tiny_data, "--runs-dir", "runs")
+    first = mmbench(*line)
+    assert first.status == 0, first.err
+    assert "vbpr" in first.out
+    assert "Recall@20" in first.out
+    assert len(list(Path("runs").iterdir())) == 2
+    again = mmbench(*line)
+    assert again.out == first.out
+    assert again.err.count("finished before") == 2
+    assert all(len(text) <= 80 for text in first.out.splitlines())
+
+
+def test_several_recipes_share_a_table_and_json_is_json(
+    mmbench: Callable, write: Callable, tiny_data: Path
+) -> None:
+    other = write("other.yaml", model={"name": "popularity"}, features={}, seeds=[0])
+    done = mmbench("train", write(), other, "--data-dir", tiny_data, "--format", "json")
+    assert done.status == 0, done.err
+    text = json.dumps(json.loads(done.out))
+    assert '"vbpr"' in text
+    assert '"popularity"' in text
+
+
+def test_a_grid_is_chosen_on_validation_and_every_trial_is_reported(
+    mmbench: Callable, write: Callable, tiny_data: Path
+) -> None:
+    recipe = write(grid={"model.embedding_size": [2, 8], "training.learning_rate": [0.001, 0.05]})
+    done = mmbench("train", recipe, "--data-dir", tiny_data, "--runs-dir", "runs")
+    assert done.status == 0, done.err
+    assert len(list(Path("runs").iterdir())) == 8
+    assert "chosen by recall@20 on validation alone" in done.out
+    table = mmbench(
+        "train", recipe, "--data-dir", tiny_data, "--runs-dir", "runs", "--format", "csv"
+    )
+    rows = list(csv.DictReader(io.StringIO(table.out.partition("\n\n")[0])))[:4]
+    best = max(rows, key=lambda row: float(row["valid recall@20"]))
+    assert [row["chosen"] for row in rows].count("True") == 1
+    assert best["chosen"] == "True"
+    for row in rows:
+        values = [
+            json.loads(path.read_text())["metrics"]["valid"]["recall@20"]
+            for path in Path("runs").glob("*/manifest.json")
+            if json.loads(path.read_text())["label"] == row["trial"]
+        ]
+        assert len(values) == 2
+        assert float(row["valid recall@20"]) == pytest.approx(sum(values) / 2, abs=1e-12)
+
+
+def test_set_changes_a_setting(mmbench: Callable, write: Callable, tiny_data: Path) -> None:
+    done = mmbench(
+        "train", write(), "--set", "model.embedding_size=4", "--seeds", "5", "--data-dir", tiny_data
+    )
+    assert done.status == 0, done.err
+    (manifest,) = (json.loads(path.read_text()) for path in Path("runs").glob("*/manifest.json"))
+    assert manifest["seed"] == 5
+    resolved = yaml.safe_load(next(Path("runs").glob("*/recipe.yaml")).read_text())
+    assert resolved["model"]["embedding_size"] == 4
+
+
+def test_list_names_models_and_recipes(mmbench: Callable) -> None:
+    done = mmbench("train", "--list")
+    assert done.status == 0
+    for name in ("vbpr", "lightgcn", "slim-elasticnet", "amazon-baby"):
+        assert name in done.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vbprr",), 'Did you mean "vbpr"'),
+        (("none.yaml",), "none.yaml does not exist"),
+        (("amazon-baby/vbprr",), "unknown recipe"),
+        (("vbpr", "--dataset", "dmeo"), 'Did you mean "demo"'),
+        (("vbpr", "--set", "model.embeding_size=3"), 'Did you mean "embedding_size"'),
+        (("vbpr", "--set", "evaluation.metrics=[recal@20]"), 'Did you mean "recall"'),
+        (("vbpr", "--set", "features.visuel=x"), 'Did you mean "visual"'),
+        (("vbpr", "--seeds", "a,b"), "is not a list of seeds"),
+        (("vbpr", "--device", "cuda:7", "--dataset", "tiny"), "is not here"),
+        (("vbpr", "--device", "tpu", "--dataset", "tiny"), "unknown device"),
+        ((), "name a model or a recipe"),
+    ],
+)
+def test_bad_input_is_one_message_and_status_2(
+    mmbench: Callable, tiny_data: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = mmbench("train", *arguments, "--data-dir", tiny_data)
+    assert done.status == 2
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    assert not Path("runs").exists()
+
+
+def test_a_wrong_second_recipe_stops_before_the_first_run(
+    mmbench: Callable, write: Callable, tiny_data: Path
+) -> None:
+    wrong = write("wrong.yaml", features={"textual": "tfidf-svd"})
+    done = mmbench("train", write(), wrong, "--data-dir", tiny_data)
+    assert done.status == 2
+    assert "textual" in done.err
+    assert not Path("runs").exists()
