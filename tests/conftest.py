@@ -46,3 +46,16 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     prepare("tiny", source=write_mmrec(root / "raw"), format="mmrec", data_dir=root / "data")
     return root / "data"
+
+
+def pytest_report_header() -> str:
+    return f"gpu tests: {'run' if torch.cuda.is_available() else 'left out, no CUDA device here'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the GPU tests out where there is no GPU; the header says so."""
+    if torch.cuda.is_available():
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    config.hook.pytest_deselected(items=left_out)
