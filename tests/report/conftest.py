@@ -25,18 +25,18 @@ class Laboratory:
         self.activity = rng.geometric(0.2, n_users).astype(np.int64) + 2
         self.counts = rng.integers(1, 4, n_users)
         self.relevant = [rng.choice(n_items, count, replace=False) for count in self.counts]
+        self.wanted = np.zeros((n_users, n_items), dtype=bool)
+        for user, items in enumerate(self.relevant):
+            self.wanted[user, items] = True
         self.taste = rng.normal(size=n_users)  # some users are easy for every system
 
-    def lists(self, quality: float, seed: int, *, user_noise: int | None = None) -> RankedLists:
+    def lists(self, quality: float, seed: int) -> RankedLists:
         """Random lists in which relevant items stand the higher, the better the quality."""
-        rng = np.random.default_rng([seed, 5 if user_noise is None else user_noise])
+        rng = np.random.default_rng([seed, 5])
         scores = rng.normal(size=(self.n_users, self.n_items))
-        for user, items in enumerate(self.relevant):
-            scores[user, items] += quality + 0.5 * self.taste[user]
+        scores += self.wanted * (quality + 0.5 * self.taste[:, None])
         items = np.argsort(-scores, axis=1)[:, : self.depth]
-        hits = np.stack(
-            [np.isin(row, wanted) for row, wanted in zip(items, self.relevant, strict=True)]
-        )
+        hits = np.take_along_axis(self.wanted, items, axis=1)
         return RankedLists(
             users=np.arange(self.n_users),
             items=items,
