@@ -125,7 +125,8 @@ def prepare(
     for warning in result.warnings:
         console.warn(warning)
     # A look at a finished dataset must not start work.
-    if not no_features and not (describe and result.status == "up-to-date"):
+    content = (result.dataset.manifest[key]["ok"] for key in ("text", "images"))
+    if any(content) and not no_features and not (describe and result.status == "up-to-date"):
         from mmbench.engine.extract import extract_builtin
 
         extract_builtin(name, data_dir)

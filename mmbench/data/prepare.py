@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmbench.data.adding import add_splits, make_splits, refuse_warnings
 from mmbench.data.cleaning import Cleaned, PrepareConfig, Report, clean
 from mmbench.data.content import ItemContent, describe_content
 from mmbench.data.features import check_rows, import_matrix, rows_with_content, write_features
@@ -39,11 +40,10 @@ from mmbench.data.prepared import (
     open_dataset,
 )
 from mmbench.data.source import RawDataset
-from mmbench.data.splits import Labels, Rows, SplitRequest, make_split
+from mmbench.data.splits import Rows, SplitRequest
 from mmbench.data.statistics import count_rows, index_leak, tied_users
 from mmbench.data.store import (
     copy_pictures,
-    not_writable,
     sha256_ids,
     write_array,
     write_lines,
@@ -54,7 +54,6 @@ from mmbench.errors import ConfigError, DataError
 from mmbench.runs import write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_TEMPORAL = ("leave-one-out", "user-temporal", "global-temporal")
 
 
 @dataclass(frozen=True)
@@ -151,6 +150,27 @@ def prepare(
     )
 
 
+def _extend(
+    root: Path, requests: list[SplitRequest], strict: bool, notes: tuple[str, ...] = ()
+) -> PrepareResult:
+    """Add the splits that an existing dataset lacks."""
+    dataset = open_dataset(root)
+    report = Report()
+    missing = [request for request in requests if request.name not in dataset.split_names]
+    if missing:
+        add_splits(dataset, missing, report, strict)
+        dataset = open_dataset(root)
+    return PrepareResult(
+        name=dataset.name,
+        root=root,
+        status="split-added" if missing else "up-to-date",
+        dataset=dataset,
+        notes=notes,
+        warnings=tuple(report.warnings),
+        report={},
+    )
+
+
 def _read(found: Found, scratch: Path) -> RawDataset:
     try:
         return found.source.read(found.folder, scratch)
@@ -220,12 +240,13 @@ class _Job:
         )  # fmt: skip
         requests = self._requests(data)
         splits = {
-            request.name: _write_split(folder, request, rows, self.config, fingerprint, report)
-            for request in requests
+            key: write_split(folder, key, label, facts, fingerprint)
+            for key, (label, facts) in make_splits(requests, rows, self.config, report).items()
         }
         for stored in raw.features:
             self._import_features(stored, folder, fingerprint, keys)
-        self._refuse_warnings()
+        if self.strict:
+            refuse_warnings(report.warnings)
         manifest = {
             "schema": SCHEMA,
             "tool": {"name": "mmbench", "version": _version()},
@@ -351,98 +372,6 @@ class _Job:
         ordered = np.zeros((len(keys), matrix.shape[1]), dtype=matrix.dtype)
         ordered[rows >= 0] = matrix[rows[rows >= 0]]
         return ordered
-
-    def _refuse_warnings(self) -> None:
-        if self.strict:
-            _raise_strict(self.report.warnings)
-
-
-def _raise_strict(warnings: Sequence[str]) -> None:
-    if warnings:
-        raise DataError("with --strict warnings are errors: " + "; ".join(warnings))
-
-
-def _extend(
-    root: Path, requests: list[SplitRequest], strict: bool, notes: tuple[str, ...] = ()
-) -> PrepareResult:
-    """Add the splits that an existing dataset lacks."""
-    dataset = open_dataset(root)
-    report = Report(notes=list(notes))
-    missing = [r for r in requests if r.name not in dataset.split_names]
-    status = "split-added" if missing else "up-to-date"
-    if missing:
-        labels: Labels | None = None
-        if "imported" in dataset.split_names:
-            labels = np.asarray(dataset.split("imported").label)
-        rows = Rows(
-            dataset.user, dataset.item, dataset.timestamp, dataset.user_ids, dataset.item_ids,
-            labels, dataset.name,
-        )  # fmt: skip
-        config = PrepareConfig.model_validate(dataset.manifest["config"])
-        made = {request.name: make_split(request, rows, config.seed) for request in missing}
-        for request in missing:
-            _warn_of_split(request, rows, made[request.name][1], config, report)
-        if strict:
-            _raise_strict(report.warnings)
-        try:
-            added = {
-                name: write_split(root, name, label, facts, dataset.fingerprint)
-                for name, (label, facts) in made.items()
-            }
-            manifest = {
-                **dataset.manifest,
-                "splits": {**dataset.manifest["splits"], **added},
-                "split_names": [*dataset.split_names, *added],
-            }
-            write_json(root / "manifest.json", manifest)
-        except OSError as error:
-            raise not_writable(root, error) from error
-        dataset = open_dataset(root)
-    return PrepareResult(
-        name=dataset.name,
-        root=root,
-        status=status,
-        dataset=dataset,
-        notes=tuple(report.notes),
-        warnings=tuple(report.warnings),
-        report={},
-    )
-
-
-def _write_split(
-    folder: Path,
-    request: SplitRequest,
-    rows: Rows,
-    config: PrepareConfig,
-    fingerprint: str,
-    report: Report,
-) -> dict[str, Any]:
-    label, facts = make_split(request, rows, config.seed)
-    _warn_of_split(request, rows, facts, config, report)
-    return write_split(folder, request.name, label, facts, fingerprint)
-
-
-def _warn_of_split(
-    request: SplitRequest,
-    rows: Rows,
-    facts: Mapping[str, Any],
-    config: PrepareConfig,
-    report: Report,
-) -> None:
-    users, (valid, test) = facts["users_without_train"], facts["rows_without_train"]
-    items = len(rows.item_ids) - facts["items_train"]
-    if users or items:
-        report.warnings.append(
-            f"W273 split {request.name}: {users} users and {items} items have no training row; "
-            f"{valid} valid and {test} test rows affected"
-        )
-    if request.rule in _TEMPORAL:
-        tied, _ = tied_users(rows.user, rows.timestamp)
-        if tied:
-            report.warnings.append(
-                f"W272 split {request.name}: for {tied} of {len(rows.user_ids)} users the last two "
-                f"interactions share a timestamp; order decided by --ties {config.ties}"
-            )
 
 
 def _time_facts(data: Cleaned) -> dict[str, Any]:

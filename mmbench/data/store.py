@@ -42,6 +42,8 @@ def writing(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise not_writable(target.parent, error) from error
     except DataError as error:
+        if str(partial) not in str(error):
+            raise
         # Names of files inside the folder that is being removed would mislead.
         raise DataError(str(error).replace(str(partial), str(target))) from error
     finally:

@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmbench.data.splits import (
+    RULES,
+    Rows,
+    SplitRequest,
+    held_out_counts,
+    make_split,
+    random_global,
+    time_cuts,
+)
+from mmbench.errors import ConfigError, DataError, UnknownNameError
+
+TRAIN, VALID, TEST, EXCLUDED = range(4)
+
+
+def rows_of(counts, times=None, label=None):
+    """Rows of users with the given numbers of items; user u has items 0..n-1."""
+    user = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    item = np.concatenate([np.arange(n) for n in counts]).astype(np.int32)
+    timestamp = np.full(user.size, -1) if times is None else np.asarray(times)
+    return Rows(
+        user,
+        item,
+        timestamp.astype(np.int64),
+        [f"u{k}" for k in range(len(counts))],
+        [f"i{k}" for k in range(max(counts))],
+        None if label is None else np.asarray(label, dtype=np.int8),
+        "raw",
+    )
+
+
+def label_of(text, rows, seed=42):
+    return make_split(SplitRequest.parse(text), rows, seed)[0]
+
+
+@pytest.mark.parametrize(
+    ("n", "train", "valid", "test"),
+    # specs/datasets.md, section 7, the MMRec table; and users too short to split.
+    [
+        (1, 1, 0, 0),
+        (2, 2, 0, 0),
+        (3, 1, 1, 1),
+        (9, 7, 1, 1),
+        (10, 8, 1, 1),
+        (14, 12, 1, 1),
+        (15, 12, 1, 2),
+        (19, 16, 1, 2),
+        (20, 16, 2, 2),
+        (25, 20, 2, 3),
+        (29, 24, 2, 3),
+    ],
+)
+def test_per_user_counts_follow_the_published_table(n, train, valid, test):
+    rows = rows_of([n, 4], times=np.arange(n + 4) + 10**12)
+    for rule in ("random-per-user", "user-temporal"):
+        of_first = label_of(rule, rows)[:n]
+        assert [(of_first == part).sum() for part in (TRAIN, VALID, TEST)] == [train, valid, test]
+    swapped = label_of("random-per-user:odd_to=valid", rows)[:n]
+    assert [(swapped == part).sum() for part in (TRAIN, VALID, TEST)] == [train, test, valid]
+
+
+def test_counts_of_many_users_add_up():
+    n = np.arange(3, 200)
+    valid, test = held_out_counts(n, "test")
+    assert ((valid + test) == np.where(n < 10, 2, n // 5)).all()
+    assert ((test - valid) >= 0).all()
+    assert ((test - valid) <= 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=4, max_size=15), st.integers(0, 2**31))
+def test_every_rule_labels_each_row_once_and_leaves_no_user_untrained(counts, seed):
+    rng = np.random.default_rng(seed)
+    times = np.concatenate([np.sort(rng.integers(0, 50, n)) for n in counts]) + 10**12
+    rows = rows_of(counts, times=times)
+    for rule in RULES:
+        if rule == "imported":
+            continue
+        label, facts = make_split(SplitRequest.parse(rule), rows, seed % 1000)
+        assert label.shape == rows.user.shape
+        assert sum(facts["rows"]) == label.size
+        if rule != "random-global":  # it looks at no user
+            held_out = np.unique(rows.user[(label == VALID) | (label == TEST)])
+            assert np.isin(held_out, rows.user[label == TRAIN]).all()
+            assert facts["users_without_train"] == 0
+
+
+def test_random_global_holds_out_two_tenths_in_whole_numbers():
+    label = label_of("random-global", rows_of([13, 26]))
+    assert [(label == part).sum() for part in (TRAIN, VALID, TEST)] == [39 - 3 - 3, 3, 3]
+
+
+def test_hash_splits_follow_raw_ids_not_indices():
+    rows = rows_of([12, 12])
+    # The same users and items, numbered in the opposite order.
+    turned = Rows(
+        rows.user, 11 - rows.item, rows.timestamp, rows.user_ids, rows.item_ids[::-1], None, "raw"
+    )
+    for rule in ("random-per-user", "random-global"):
+        assert (label_of(rule, rows) == label_of(rule, turned)).all()
+        assert (label_of(rule, rows) != label_of(rule, rows, seed=1)).any()
+
+
+def test_random_per_user_puts_rows_in_hash_order():
+    import hashlib
+
+    rows = rows_of([10])
+
+    def key(item):
+        text = f"42\x1frandom_per_user\x1fu0\x1fi{item}\x1f0"
+        return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+    order = sorted(range(10), key=key)
+    label = label_of("random-per-user", rows)
+    assert label[order].tolist() == [TRAIN] * 8 + [VALID, TEST]
+
+
+def test_leave_one_out_takes_the_last_two_rows():
+    rows = rows_of([2, 3, 5], times=np.arange(10) + 10**12)
+    assert label_of("leave-one-out", rows).tolist() == [0, 0, 0, 1, 2, 0, 0, 0, 1, 2]
+
+
+def test_global_cut_is_at_the_quantiles_and_leaves_new_users_out():
+    # Ten rows at 0..9: quantiles 7.2 and 8.1, so 8 train, one valid, one test.
+    times = np.arange(10) + 10**12
+    rows = rows_of([8, 2], times=times)
+    assert time_cuts(times) == pytest.approx((10**12 + 7.2, 10**12 + 8.1), abs=1e-3)
+    assert label_of("global-temporal:drop_new_users=false", rows).tolist() == [0] * 8 + [1, 2]
+    label, facts = make_split(SplitRequest.parse("global-temporal"), rows, 42)
+    assert label.tolist() == [0] * 8 + [EXCLUDED] * 2  # user 1 starts after the cut
+    assert facts["rows"] == [8, 0, 0, 2]
+    assert facts["params"] == {"drop_new_users": True}
+
+
+@pytest.mark.parametrize("rule", ["leave-one-out", "user-temporal", "global-temporal"])
+def test_temporal_rules_need_times(rule):
+    with pytest.raises(DataError, match=f"E271 {rule} needs timestamps; raw has none"):
+        label_of(rule, rows_of([5]))
+
+
+def test_imported_labels_are_untouched():
+    rows = rows_of([3, 3], label=[0, 1, 2, 2, 0, 0])
+    label, facts = make_split(SplitRequest.parse("imported"), rows, 42)
+    assert label.tolist() == [0, 1, 2, 2, 0, 0]
+    assert facts["rows"] == [3, 1, 2, 0]
+    with pytest.raises(DataError, match="E222 imported split has no valid rows"):
+        label_of("imported", rows_of([3], label=[0, 0, 2]))
+    with pytest.raises(DataError, match="E221 raw brings no split labels"):
+        label_of("imported", rows_of([3]))
+
+
+def test_facts_count_what_training_never_saw():
+    # User 1 and item 3 have no training row.
+    rows = Rows(
+        np.array([0, 0, 0, 1, 1], dtype=np.int32),
+        np.array([0, 1, 3, 0, 1], dtype=np.int32),
+        np.full(5, -1),
+        ["a", "b"],
+        ["p", "q", "r", "s"],
+        np.array([0, 0, 2, 1, 2], dtype=np.int8),
+    )
+    facts = make_split(SplitRequest.parse("imported"), rows, 42)[1]
+    assert facts["users"] == [1, 1, 2]
+    assert facts["items_train"] == 2
+    assert (facts["items_unseen_in_valid"], facts["items_unseen_in_test"]) == (0, 1)
+    assert facts["users_without_train"] == 1
+    assert facts["rows_without_train"] == [1, 2]
+
+
+def test_equal_hashes_fall_back_on_the_ids(monkeypatch):
+    rows = rows_of([20])
+    monkeypatch.setattr(
+        "mmbench.data.splits.hash_parts", lambda seed, purpose, tails: np.zeros(20, dtype=np.uint64)
+    )
+    label = random_global(rows, seed=1)
+    last = sorted(range(20), key=lambda k: f"i{k}".encode())[-2:]
+    assert sorted(np.flatnonzero(label == TEST).tolist()) == sorted(last)
+
+
+def test_a_request_is_read_and_named():
+    assert SplitRequest.parse("random_per_user").name == "random-per-user"
+    assert SplitRequest.parse("random-per-user:odd_to=test").name == "random-per-user"
+    both = SplitRequest.parse("random-per-user:seed=7,odd_to=valid")
+    assert both.name == "random-per-user.odd_to-valid.seed-7"
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("leave-one-ot", UnknownNameError, 'Did you mean "leave-one-out"'),
+        ("random-global:sed=1", UnknownNameError, 'Did you mean "seed"'),
+        ("random-global:seed=x", ConfigError, "seed=x must be a whole number from 0"),
+        ("random-per-user:odd_to=train", ConfigError, "odd_to=train must be test or valid"),
+        ("global-temporal:drop_new_users=1", ConfigError, "must be true or false"),
+    ],
+)
+def test_a_wrong_request_is_refused(text, error, message):
+    with pytest.raises(error, match=message):
+        SplitRequest.parse(text)
