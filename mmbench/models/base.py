@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import scipy.sparse as sp
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -54,6 +55,24 @@ class Interactions:
         rows, columns = self.users.cpu().numpy(), self.items.cpu().numpy()
         ones = np.ones(len(rows), dtype=np.float32)
         return sp.csr_array((ones, (rows, columns)), shape=(self.n_users, self.n_items))
+
+    @cached_property
+    def pointers(self) -> Tensor:
+        """Where each user's interactions start and the last one's end, int64 [U + 1]."""
+        return F.pad(self.user_degrees.cumsum(0), (1, 0))
+
+    def histories(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Items of some users, one history after the other, and where each starts.
+
+        Returns:
+            items int64 [H] and starts int64 [len(users)], on the interactions' device; a user
+            without interactions starts where the next one does.
+        """
+        users = users.to(self.items.device)
+        lengths = self.user_degrees[users]
+        starts = lengths.cumsum(0) - lengths
+        shift = torch.repeat_interleave(self.pointers[users] - starts, lengths)
+        return self.items[torch.arange(len(shift), device=shift.device) + shift], starts
 
     @cached_property
     def user_degrees(self) -> Tensor:

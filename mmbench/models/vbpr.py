@@ -62,6 +62,7 @@ class VBPR(Recommender):
         self.config = config
         joined = torch.cat([g.matrix for g in given], dim=1).float() if given else None
         self.register_buffer("features", joined, persistent=False)
+        self._gathered = torch.empty(0)
         halves = 1 if joined is None else 2
         self.users = nn.Parameter(torch.empty(train.n_users, halves * config.embedding_size))  # T
         self.items = nn.Parameter(torch.empty(train.n_items, config.embedding_size))  # Q
@@ -114,11 +115,20 @@ class VBPR(Recommender):
         vectors, features = _rows(self.items, items), self.features
         if features is None:
             return vectors, None
-        features = _rows(features, items)
+        features = features if items is None else self._gather(features, items)
         offset = None
         if self.config.visual_bias:
             offset = _rows(self.item_bias, items) + features @ self.feature_bias
         return torch.cat([vectors, self.project(features)], dim=1), offset
+
+    def _gather(self, features: Tensor, items: Tensor) -> Tensor:
+        """X_i of some items, [N, C], valid until the next call."""
+        if features.is_cuda:
+            return features.index_select(0, items)
+        # The same memory in every step: asking the system for new pages costs more than the copy.
+        if len(self._gathered) < len(items):
+            self._gathered = features.new_empty(len(items), features.shape[1])
+        return torch.index_select(features, 0, items, out=self._gathered[: len(items)])
 
 
 def _rows(table: Tensor, rows: Tensor | None) -> Tensor:
