@@ -3,11 +3,14 @@
 Each item has a theme, which its text tells, a style, which its picture shows, and a hidden vector
 that nothing shows; the three are drawn independently. What user u thinks of item i:
 
-    preference  x_ui = sqrt(w_text) a_u[theme_i] + sqrt(w_picture) b_u[style_i] + sqrt(w_id) c_u . z_i
+    preference  x_ui = sqrt(w_text) a_u[theme_i] + sqrt(w_picture) b_u[style_i]
+                       + sqrt(w_id) c_u . z_i
     choice      the n_u items with the largest  s x_ui + r popularity_i + Gumbel noise
 
 The three terms are scaled to variance 1 over all pairs, so w are shares of the variance of
 preference: `DemoConfig` states them. A fourth modality, acoustic, is noise: it carries nothing.
+Items are chosen about 13 times each, and choices are noisy: enough to learn from, too little for
+IDs to tell on their own what texts and pictures tell at once.
 """
 
 from __future__ import annotations
@@ -32,29 +35,30 @@ class DemoConfig:
     """The demo shop's parameters; `text`, `picture` and `id` are shares of preference, sum 1."""
 
     seed: int = 20240517
-    users: int = 400
-    items: int = 360
+    users: int = 480
+    items: int = 640
     text: float = 0.40
     picture: float = 0.35
     id: float = 0.25
     acoustic: float = 0.0
     themes: int = 12
     styles: int = 12
-    peak: float = 1.0
-    choice_sharpness: float = 3.0
+    choice_sharpness: float = 1.9
     """s: standard deviation of preference, in units of the noise of choice."""
-    popularity: float = 0.8
+    popularity: float = 0.6
     """r: standard deviation of log popularity."""
     id_dim: int = 8
-    least_per_user: int = 12
-    more_per_user: float = 8.0
+    least_per_user: int = 15
+    more_per_user: float = 3.0
     """Mean of the exponential number of interactions beyond the least."""
-    most_per_user: int = 60
+    most_per_user: int = 40
     least_per_item: int = 5
-    acoustic_dim: int = 16
+    acoustic_dim: int = 8
+    acoustic_norm: float = 0.3
+    """Length of a noise row; texts and pictures have 1."""
     picture_side: int = 48
-    without_text: int = 6
-    without_picture: int = 9
+    without_text: int = 12
+    without_picture: int = 16
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class Demo(Source):
                 picture = draw_picture(int(shop.style[item]), config.picture_side, rng)
                 picture.save(folder / f"{name}.png")
         noise = _normal(config, "acoustic", (config.items, config.acoustic_dim))
-        noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+        noise *= config.acoustic_norm / np.linalg.norm(noise, axis=1, keepdims=True)
         np.save(scratch / "acoustic.npy", noise.astype(np.float32))
         return RawDataset(
             interactions=pl.DataFrame(
@@ -208,9 +212,10 @@ def _chosen_few(config: DemoConfig, purpose: str, count: int) -> frozenset[int]:
 
 
 def _standardised(values: Floats) -> Floats:
-    return (values - values.mean()) / values.std()
+    scaled: Floats = (values - values.mean()) / values.std()
+    return scaled
 
 
 def _taste(config: DemoConfig, purpose: str, kinds: int) -> Floats:
     """How much each user likes each kind, [users, kinds]: a few favourites and many indifferent."""
-    return (-np.log(_uniform(config, purpose, (config.users, kinds)))) ** config.peak
+    return -np.log(_uniform(config, purpose, (config.users, kinds)))

@@ -10,18 +10,18 @@ from PIL import Image, ImageDraw
 THEMES = tuple(
     tuple(line.split())
     for line in (
-        "trail summit ridge backpack tent boots alpine compass hiking rope glacier valley",
-        "oven dough whisk pastry flour baking cake spatula crust recipe sugar kitchen",
-        "garden soil seeds trowel blossom greenhouse pruning compost roses watering herbs hedge",
-        "guitar melody amplifier strings studio drum chorus piano tuning rhythm concert vinyl",
-        "sail harbour anchor tide deck regatta hull lighthouse coral diving wave captain",
-        "novel chapter library poetry bookmark essay author parchment ink shelf reading fable",
-        "telescope orbit nebula comet planet rocket lunar star galaxy observatory eclipse probe",
-        "bicycle pedal saddle gears helmet sprint chain tyre commuter velodrome handlebar spokes",
-        "puppy kitten leash collar aquarium hamster parrot kennel paw whiskers feeding pet",
-        "canvas easel brush watercolour sketch palette charcoal gallery portrait mural clay pottery",
-        "chess dice puzzle board token strategy checkers joker tournament pawn riddle cards",
-        "lipstick perfume lotion mirror shampoo mascara powder blush fragrance comb balm soap",
+        "trail summit tent backpack alpine compass hiking glacier",
+        "oven dough whisk pastry flour baking recipe kitchen",
+        "garden soil seeds trowel blossom greenhouse compost herbs",
+        "guitar melody amplifier strings drum piano rhythm concert",
+        "sail harbour anchor tide regatta lighthouse diving captain",
+        "novel chapter library poetry bookmark author reading fable",
+        "telescope orbit nebula comet planet rocket galaxy eclipse",
+        "bicycle pedal saddle gears sprint commuter velodrome handlebar",
+        "puppy kitten leash collar aquarium hamster parrot kennel",
+        "canvas easel brush watercolour sketch palette charcoal mural",
+        "chess dice puzzle token strategy checkers tournament riddle",
+        "perfume lotion mirror shampoo mascara powder fragrance soap",
     )
 )
 PLAIN = tuple(
@@ -33,15 +33,13 @@ PLAIN = tuple(
     for word in line.split()
 )
 PATTERNS = (
-    "A {p} {t} for every {t} friend.",
-    "Made of {p} parts, it brings {t} and {t} together.",
-    "Ideal for {t}, {t} or a {p} weekend.",
-    "Our {p} choice when {t} matters.",
-    "Comes with a {p} {t} and a {p} bag.",
-    "Fans of {t} praise its {p} design.",
-    "The {p} answer to {t} and {t}.",
+    "Made for {t}, {t} and {t}.",
+    "Ideal with {t}, for {t} or for {t}.",
+    "From {t} to {t}: {p} and {p}.",
+    "Whoever likes {t} and {t} will like this {p} {t}.",
+    "This {p} gift is for friends of {t} and {t}.",
 )
-STRAY = 0.15
+STRAY = 0.1
 """Share of theme words that come from another theme."""
 
 # Hue of the figure, hue of the ground, figure, ground pattern.
@@ -73,7 +71,7 @@ def compose_text(theme: int, rng: np.random.Generator) -> tuple[str, str]:
 
     title = f"{pick(PLAIN).capitalize()} {word()} {pick(PLAIN)}"
     sentences = []
-    for _ in range(3):
+    for _ in range(5):
         parts = pick(PATTERNS).split("{t}")
         sentence = parts[0] + "".join(word() + part for part in parts[1:])
         while "{p}" in sentence:
