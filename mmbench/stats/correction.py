@@ -3,7 +3,7 @@
 For p-values sorted ascending, p_1 <= ... <= p_m:
 
     bonferroni  m * p_i                                       family-wise error
-    holm        max over j <= i of (m - j + 1) * p_j          family-wise error, never weaker
+    holm        max over j <= i of (m - j + 1) * p_j          family-wise error, never less powerful
     bh          min over j >= i of (m / j) * p_j              false discovery rate
     none        p_i
 

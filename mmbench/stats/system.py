@@ -38,6 +38,13 @@ of the others under normality:
 
 where the first line is left out if Var(g) is estimated as 0. For one recipe against itself,
 Var(g) = 0, and the test is Welch's t-test of the run means.
+
+Calibration, by simulation at a level of 5 %. One recipe against itself is rejected in 2.5 to
+3.6 % of cases with three seeds a side and in 3.5 to 4.5 % with five, whatever the size of the
+seed effect, where the paired t-test over users reaches 75 %. Two equally good systems whose
+users differ too are rejected in 4 to 5 %. The weak corner is Satterthwaite's: where one system
+has no seed variance at all (a neighbourhood model) and the other's three seeds make nine tenths
+of Var D, 8 % are rejected; with five seeds 6 %.
 """
 
 from __future__ import annotations

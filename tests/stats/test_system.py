@@ -208,6 +208,19 @@ def test_equally_good_systems_are_rejected_at_5_percent(
     assert abs(by_system - 0.05) < 3.3 * ERROR
 
 
+@pytest.mark.parametrize(("n_seeds", "expected"), [(3, 0.079), (5, 0.059)])
+def test_the_weak_corner_is_as_weak_as_the_docstring_says(n_seeds: int, expected: float) -> None:
+    # B has no seed variance; the seeds of A make nine tenths of Var D, the users one tenth.
+    rng, n, rejected = np.random.default_rng(n_seeds), 120, 0
+    for _ in range(REPETITIONS):
+        users = rng.normal(size=n)
+        seed_sd = math.sqrt(9 * n_seeds / n)
+        a = draw(rng, n_seeds, users + rng.normal(size=n), seed_sd, 0.0)
+        rejected += system_test(a, np.tile(users, (3, 1))).p <= 0.05
+    error = math.sqrt(expected * (1 - expected) / REPETITIONS)
+    assert abs(rejected / REPETITIONS - expected) < 3.3 * error
+
+
 def test_a_planted_difference_between_systems_is_found() -> None:
     rng, n, found = np.random.default_rng(3), 400, 0
     for _ in range(100):
