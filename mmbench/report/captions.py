@@ -58,7 +58,8 @@ def caption(comparison: Comparison) -> list[str]:
     lines = [GROUPS[c.by]] if c.by in GROUPS else []
     if tested(c):
         corrected = _corrected(c)
-        lines.append(f"diff: relative to the reference ({_reference(c)}).")
+        bold = "" if c.baseline in (None, BEST) else " Bold: the best of each column."
+        lines.append(f"diff: relative to the reference ({_reference(c)}).{bold}")
         lines.append(
             f"{p_head(c)}: {TEST_NAMES.get(c.test, c.test)} over users, each user's value averaged "
             f"over the seeds; {corrected}. {SIGNIFICANT} {p_head(c)} < {c.alpha:g}."

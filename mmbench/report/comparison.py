@@ -98,7 +98,7 @@ class Cell:
         seed_sd: standard deviation (n - 1) of `seed_means`; None with one seed.
         n_users: users with a value; 1 for a metric of the whole system.
         n_undefined: users without a value, who enter no mean and no test.
-        is_best: whether no system has a better mean.
+        is_best: whether no system has a better mean; always False under `against`.
         is_reference: whether others are tested against it.
         contrast: the difference from the reference; None for the reference itself, and in a
             column that is not tested.
@@ -215,8 +215,10 @@ def compare(
 
     columns, values, n_users = measure(systems, list(dict.fromkeys(wanted)), part, by, cutoffs)
     table = [[_summary(v) for v in row] for row in values]
+    # Pairs under `against` are no ranking.
     best = [
-        _best(column.metric, [row[c].mean for row in table]) for c, column in enumerate(columns)
+        [] if against else _best(column.metric, [row[c].mean for row in table])
+        for c, column in enumerate(columns)
     ]
     shown = _shown_pairs(columns, best, labels, BEST if against else baseline, bool(against))
     pairs = dict.fromkeys(shown)

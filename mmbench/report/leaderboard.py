@@ -24,6 +24,7 @@ from mmbench.report.numbers import count, fixed, mean_decimals, p_value, percent
 GAP = 3  # blanks between two blocks
 LABEL_SHARE = 0.36  # of the width, at most, for the labels
 SHORTEST_LABEL = 8
+WRAPPED_LABEL = 18  # no label is wrapped to less only to save a table
 PLAIN_WIDTH = 80
 
 
@@ -134,12 +135,14 @@ def _tables(labels: Sequence[str], blocks: Sequence[Block], width: int) -> Itera
     """Pack blocks into tables no wider than `width`, about equally many in each."""
     longest = max([len("System"), *map(len, labels)])
     widest = max(block.width for block in blocks) + GAP
-    # The label gives way to the widest block, never the reverse.
-    label_width = max(SHORTEST_LABEL, min(longest, int(width * LABEL_SHARE), width - widest))
-    if label_width + sum(block.width + GAP for block in blocks) <= width:
-        n_tables = 1
-    else:
-        n_tables = -(-len(blocks) // max(1, (width - label_width) // widest))
+    # The labels give way to the widest block, never the reverse; and they are wrapped rather
+    # than that a further table is needed.
+    cap = max(SHORTEST_LABEL, min(longest, int(width * LABEL_SHARE), width - widest))
+    candidates = range(cap, min(cap, WRAPPED_LABEL) - 1, -1)
+    n_tables, label_width = min(
+        (_tables_needed(blocks, width - label), -label) for label in candidates
+    )
+    label_width = -label_width
     per_table = -(-len(blocks) // n_tables)
     for start in range(0, len(blocks), per_table):
         chosen = blocks[start : start + per_table]
@@ -157,6 +160,12 @@ def _tables(labels: Sequence[str], blocks: Sequence[Block], width: int) -> Itera
         for row, label in enumerate(labels):
             table.add_row(Text(label), *(block.line(row) for block in chosen))
         yield table
+
+
+def _tables_needed(blocks: Sequence[Block], width: int) -> int:
+    """Number of tables for the blocks, where the labels leave `width` in each."""
+    widths = [block.width + GAP for block in blocks]
+    return 1 if sum(widths) <= width else -(-len(blocks) // max(1, width // max(widths)))
 
 
 def _titles(c: Comparison, index: int, what: str = "") -> tuple[str, ...]:

@@ -251,6 +251,7 @@ def test_each_system_is_tested_against_its_namesake(make_lab):
     compared = compare(ours, against=theirs, metrics=["recall@10"])
     assert [s.label for s in compared.systems] == ["a (against)", "a", "b (against)", "b"]
     assert compared.unpaired == ("c",)
+    assert not any(cell.is_best for row in compared.cells for cell in row)
     contrast = compared.cell("a").contrast
     expected = stats.ttest_rel(recall(ours[0], 10), recall(theirs[1], 10)).pvalue
     assert contrast.reference == "a (against)"
