@@ -239,9 +239,11 @@ class RunRecipe:
         }
 
     def identity(self) -> dict[str, Any]:
-        """What defines the system: the resolved recipe without its seed and label."""
+        """What defines the system: the resolved recipe without its seed, label and metrics."""
         values = self.as_dict()
         del values["seeds"], values["label"]
+        # Metrics are computed from the stored lists at any time; only their length is fixed.
+        values["evaluation"] = {"depth": self.evaluation.depth}
         if MODELS.get(self.model).obj.fitting == "closed-form":
             del values["training"]
         return values

@@ -17,7 +17,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,13 +67,6 @@ class Run:
         Raises:
             DataError: an array is missing or broken.
         """
-        return self._cached[part]
-
-    @cached_property
-    def _cached(self) -> dict[Part, RankedLists]:
-        return {part: self._load(part) for part in ("valid", "test")}
-
-    def _load(self, part: Part) -> RankedLists:
         folder = self.path / "lists" / part
         arrays = {name: read_array(folder / f"{name}.npy") for name in _LIST_FIELDS}
         popularity = read_array(self.path / "popularity.npy")

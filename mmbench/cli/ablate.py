@@ -67,7 +67,9 @@ def ablate(
     with display() as events:
         trained = train_recipes(variants, place, events)
     runs = [run for result in trained for run in result.chosen.runs]
-    comparison = compare(runs, baseline=trained[0].chosen.label)
+    comparison = compare(
+        runs, metrics=loaded.shape.evaluation.metrics, baseline=trained[0].chosen.label
+    )
     if output == "table":
         console.result(leaderboard(comparison))
     else:

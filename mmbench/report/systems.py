@@ -122,8 +122,7 @@ def load_lists(run: Run, part: Part) -> RankedLists:
     Raises:
         DataError: an array is missing, broken or of the wrong shape.
     """
-    # A fresh Run: the given one would keep its lists, some 20 MB each, as long as it lives.
-    lists = Run(run.path, run.manifest).lists(part)
+    lists = run.lists(part)
     offsets, n_items = lists.relevant_offsets, len(lists.popularity)
     shapes_fit = (
         lists.items.ndim == 2

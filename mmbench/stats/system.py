@@ -42,7 +42,8 @@ Var(g) = 0, and the test is Welch's t-test of the run means.
 Calibration, by simulation at a level of 5 %. One recipe against itself is rejected in 2.5 to
 3.6 % of cases with three seeds a side and in 3.5 to 4.5 % with five, whatever the size of the
 seed effect, where the paired t-test over users reaches 75 %. Two equally good systems whose
-users differ too are rejected in 4 to 5 %. The weak corner is Satterthwaite's: where one system
+users differ too are rejected in 4 to 5 % where their seeds vary alike, and with three seeds in up
+to 7 % where they do not. The weak corner is Satterthwaite's: where one system
 has no seed variance at all (a neighbourhood model) and the other's three seeds make nine tenths
 of Var D, 8 % are rejected; with five seeds 6 %.
 """
