@@ -97,11 +97,11 @@ def print_trained(trained: Sequence[Trained], output: str) -> None:
                 console.result(trials_table(rows, chosen.select_by, metrics))
             else:
                 console.text(trials_text(rows, chosen.select_by, metrics, output))
-    metrics = list(
+    wanted = list(
         dict.fromkeys(m for result in trained for m in result.recipe.shape.evaluation.metrics)
     )
     for runs in _by_comparability(trained).values():
-        comparison = compare(runs, metrics=metrics)
+        comparison = compare(runs, metrics=wanted)
         if output == "table":
             console.result(leaderboard(comparison))
         else:

@@ -28,7 +28,8 @@ def test_help_of_every_command_fits_a_terminal_and_loads_no_torch() -> None:
         "context = click.Context(cli)\n"
         "for name in cli.list_commands(context):\n"
         "    command = cli.get_command(context, name)\n"
-        "    text = command.get_help(click.Context(command, info_name=name, max_content_width=80))\n"
+        "    inner = click.Context(command, info_name=name, max_content_width=80)\n"
+        "    text = command.get_help(inner)\n"
         "    assert max(map(len, text.splitlines())) <= 80, name\n"
         "print('torch' in sys.modules or 'polars' in sys.modules)\n"
     )
