@@ -138,7 +138,7 @@ def compare(
       mmbench compare runs/*
       mmbench compare runs/* --baseline vbpr --metric ndcg@20 --format latex
       mmbench compare runs/* --by item-popularity --metric recall@20
-      mmbench compare runs/new --against runs/main --fail-on-regression --margin 0.01
+      mmbench compare runs/new --against runs/main --fail-on-regression
     """
     if against and baseline:
         raise click.UsageError("--against and --baseline both name the reference; give one of them")
