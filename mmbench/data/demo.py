@@ -41,8 +41,6 @@ class DemoConfig:
     picture: float = 0.35
     id: float = 0.25
     acoustic: float = 0.0
-    themes: int = 12
-    styles: int = 12
     choice_sharpness: float = 1.9
     """s: standard deviation of preference, in units of the noise of choice."""
     popularity: float = 0.6
@@ -87,10 +85,10 @@ def plant(config: DemoConfig) -> Shop:
     Only uniform numbers are drawn, the part of NumPy's streams that stays the same between
     versions; everything else is computed from them.
     """
-    theme = _balanced(config, "theme", config.themes)
-    style = _balanced(config, "style", config.styles)
-    of_theme = _taste(config, "text taste", config.themes)
-    of_style = _taste(config, "picture taste", config.styles)
+    theme = _balanced(config, "theme", len(THEMES))
+    style = _balanced(config, "style", len(STYLES))
+    of_theme = _taste(config, "text taste", len(THEMES))
+    of_style = _taste(config, "picture taste", len(STYLES))
     hidden = _normal(config, "user vector", (config.users, config.id_dim)) @ (
         _normal(config, "item vector", (config.items, config.id_dim)).T
     )
