@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -146,6 +147,19 @@ def test_unwritable_folder_is_one_message(tmp_path):
     (tmp_path / "features").write_text("a file where the folder should be")
     with pytest.raises(DataError, match=r"E108 .*cannot be written"):
         write(tmp_path)
+
+
+def test_a_full_disk_is_one_message_and_keeps_the_older_set(tmp_path):
+    write(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"E108 .*cannot be written .*free some disk space"):
+            write(tmp_path, np.ones((4, 1000), dtype=np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_features(tmp_path, "visual__colour-edge", "fp", 4).matrix.shape == (4, 2)
+    assert len(list((tmp_path / "features").iterdir())) == 1
 
 
 def test_other_dataset_is_refused(tmp_path):
