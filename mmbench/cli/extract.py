@@ -69,7 +69,7 @@ def extract(
     Examples:
       mmbench extract mydata
       mmbench extract mydata --encoder tfidf-svd --encoder colour-edge
-      mmbench extract mydata --from-file clip.npy --modality visual --ids items.txt
+      mmbench extract mydata --from-file x.npy --modality visual --ids items.txt
     """
     if list_encoders:
         _print_encoders(output)
