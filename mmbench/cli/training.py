@@ -73,14 +73,16 @@ def display() -> Iterator[Events]:
 
 
 def ensure_demo(dataset: str, data_dir: Path) -> None:
-    """Prepare the embedded demo dataset if it is asked for and not there yet."""
-    if dataset == "demo" and not (data_dir / "demo" / "manifest.json").exists():
-        from mmbench.data.prepare import prepare
-        from mmbench.engine.extract import extract_builtin
+    """Prepare the embedded demo dataset and its features if they are asked for and not there."""
+    if dataset != "demo":
+        return
+    from mmbench.data.prepare import prepare
+    from mmbench.engine.extract import extract_builtin
 
+    if not (data_dir / "demo" / "manifest.json").exists():
         console.note(f"preparing the embedded demo dataset in {data_dir / 'demo'}")
         prepare("demo", data_dir=data_dir)
-        extract_builtin("demo", data_dir)
+    extract_builtin("demo", data_dir)  # what is there already is not made again
 
 
 def print_trained(trained: Sequence[Trained], output: str) -> None:
