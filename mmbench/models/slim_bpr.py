@@ -147,9 +147,9 @@ class SLIMBPR(Recommender):
         entries = self.weights.view(-1)
         up_cells = self._cells(positives[owner], history)
         down_cells = self._cells(negatives[owner], history)
-        counts = (history != positives[owner]).float()  # l != i
+        counts = (history != positives[owner]).to(entries.dtype)  # l != i
         up_entries, down_entries = entries[up_cells], entries[down_cells]
-        margins = torch.zeros(len(users), device=device)
+        margins = entries.new_zeros(len(users))
         margins.index_add_(0, owner, up_entries * counts - down_entries)
         slopes = torch.sigmoid(-margins)  # g
         up, down = self._adapt(positives, negatives, slopes)
@@ -174,14 +174,15 @@ class SLIMBPR(Recommender):
             self.second.index_add_(0, rows, signed.square())
         elif name in ("rmsprop", "adam"):
             decay = 0.995 if name == "rmsprop" else 0.999
-            visits = torch.bincount(rows, minlength=len(self.second))
+            visits = torch.bincount(rows, minlength=len(self.second)).to(signed.dtype)
             self.second *= decay**visits
             self.second.index_add_(0, rows, (1 - decay) * signed.square())
             self.first *= 0.9**visits
             self.first.index_add_(0, rows, 0.1 * signed)
         if name == "adam":
-            signed = self.first[rows] / (1 - 0.9**self.n_seen)
-            second = self.second[rows] / (1 - 0.999**self.n_seen)
+            seen = self.n_seen.to(signed.dtype)
+            signed = self.first[rows] / (1 - 0.9**seen)
+            second = self.second[rows] / (1 - 0.999**seen)
         else:
             second = self.second[rows]
         if name != "sgd":

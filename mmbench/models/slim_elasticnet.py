@@ -13,9 +13,9 @@ convex and reads, times U, with G = R^T R,
 
     w' (G + U alpha (1 - l1_ratio)) w / 2 - (G_j - U alpha l1_ratio)' w,  w >= 0
 
-so block pivoting on a growing working set solves it exactly. Items with G_ij <= U alpha l1_ratio cannot enter it: G and w
-are not negative, so their gradient never is. The published default alpha = 1 leaves no weight
-on sparse data at all.
+so block pivoting on a growing working set solves it exactly. Items with G_ij <= U alpha l1_ratio
+cannot enter it: G and w are not negative, so their gradient never is. The published default
+alpha = 1 leaves no weight on sparse data at all.
 """
 
 from __future__ import annotations
