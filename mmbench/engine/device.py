@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
@@ -83,4 +84,25 @@ def choose(device: str = "auto", *, deterministic: bool = False) -> Compute:
     if deterministic and chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     return Compute(chosen, deterministic)
+
+
+def keep_freed_memory() -> None:
+    """Have the allocator of Linux (glibc) keep what is freed, for the next step to use.
+
+    A training step frees and asks for the same megabytes again. By default they go back to the
+    system each time, and every page comes anew as a page fault: 40 % of a LightGCN epoch.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    for threshold in (2**30, 2**25):  # older versions accept no more than the second
+        if mallopt(mmap_threshold, threshold):
+            break
+    mallopt(trim_threshold, 2**30)
