@@ -137,19 +137,22 @@ class Ranker:
         )
 
 
-def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their places, exact, in two steps where rows are long.
+def _top_k(
+    scores: Tensor, k: int, sizes: tuple[int, ...] = (GROUPING, GROUPING // 4)
+) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their places, exact, in steps where rows are long.
 
     A row's k largest values lie in the k groups with the largest maxima: taking those groups
-    first leaves k * GROUPING values to choose from, and group maxima are cheap.
+    first leaves k * size values to choose from, and group maxima are cheap. What is left is
+    narrowed down again with smaller groups.
     """
     n, width = scores.shape
-    n_groups = width // GROUPING
-    if n_groups < 4 * k:
+    if not sizes or width // sizes[0] < 4 * k:
         return torch.topk(scores, k, dim=1)
-    maxima = scores.view(n, GROUPING, n_groups).amax(dim=1)
+    n_groups = width // sizes[0]
+    maxima = scores.view(n, sizes[0], n_groups).amax(dim=1)
     groups = torch.topk(maxima, k, dim=1, sorted=False).indices
-    members = torch.arange(GROUPING, device=scores.device) * n_groups
+    members = torch.arange(sizes[0], device=scores.device) * n_groups
     places = (groups[:, None, :] + members[None, :, None]).view(n, -1)
-    best, chosen = torch.topk(scores.gather(1, places), k, dim=1)
+    best, chosen = _top_k(scores.gather(1, places), k, sizes[1:])
     return best, places.gather(1, chosen)
