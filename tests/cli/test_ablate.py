@@ -75,6 +75,11 @@ def test_the_demo_finds_what_was_planted(mmbench: Callable) -> None:
     """Pictures matter in the demo and its acoustic features are noise; see data/demo.py."""
     done = mmbench("ablate", "--drop", "visual", "--drop", "acoustic", "--format", "json")
     assert done.status == 0, done.err
-    table = json.loads(done.out)
-    rows = {system["label"]: system for system in table["systems"]}
-    assert set(rows) == {"vbpr", "vbpr -visual", "vbpr -acoustic"}
+    cells = {(cell["label"], cell["metric"]): cell for cell in json.loads(done.out)["cells"]}
+    assert {label for label, _ in cells} == {"vbpr", "vbpr -visual", "vbpr -acoustic"}
+    for metric in ("recall@20", "ndcg@20"):
+        planted, noise = cells["vbpr -visual", metric], cells["vbpr -acoustic", metric]
+        assert planted["adjusted"] < 0.001
+        assert planted["system_adjusted"] < 0.05
+        assert planted["relative"] < -0.1
+        assert noise["adjusted"] > 0.05
