@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mmbench.runs import Run
     from mmbench.studies.training import Events, Trained, Workplace
 
+LOG_EVERY_S = 60.0
+"""How often a line says that work goes on, where no progress bar can, as in a log file."""
+
 
 def workplace(
     data_dir: Path, runs_dir: Path, device: str, deterministic: bool, checkpoint_every: float
@@ -42,13 +45,17 @@ def display() -> Iterator[Events]:
                 state["all"] = bars.add_task("all runs", total=len(plans), status="")
 
         def begun(plan: RunRecipe) -> None:
-            state["begun"] = time.monotonic()
+            state["begun"] = state["said"] = time.monotonic()
             name = f"{plan.label} seed {plan.seed}"
             state["run"] = bars.add_task(name, total=plan.training.epochs, status="")
 
         def epoch(plan: RunRecipe, record: Record, progress: Progress) -> None:
             best = f"{progress.best_value:.4f} at epoch {progress.best_epoch}"
             status = f"best {plan.training.select_by} {best}"
+            if bars.disable and time.monotonic() - state["said"] >= LOG_EVERY_S:
+                state["said"] = time.monotonic()
+                where = f"epoch {record['epoch']} of at most {plan.training.epochs}"
+                console.note(f"{plan.label} seed {plan.seed}: {where}, {status}")
             bars.update(
                 state["run"],
                 completed=record["epoch"],
