@@ -31,7 +31,8 @@ from pydantic import (
 import mmbench
 from mmbench.errors import ConfigError, UnknownNameError, did_you_mean
 from mmbench.metrics.base import Metric, parse_metric
-from mmbench.models.base import MODALITIES, MODELS, ModelConfig
+from mmbench.modality import MODALITIES
+from mmbench.models.base import MODELS, ModelConfig
 
 SHIPPED = next(
     folder

@@ -24,7 +24,7 @@ FLOORS = {
     "metrics": 0,
     "stats": 0,
 }
-CELLAR = {"console", "errors", "registry", "seeding", "__init__"}
+CELLAR = {"console", "errors", "modality", "registry", "seeding", "__init__"}
 FILES = sorted(ROOT.rglob("*.py"))
 
 

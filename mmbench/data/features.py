@@ -25,10 +25,10 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from mmbench.errors import ConfigError, DataError, UnknownNameError
+from mmbench.modality import MODALITIES
 from mmbench.runs import write_json
 
 SCHEMA = 1
-MODALITIES = ("visual", "textual", "acoustic", "joint")
 BLOCK_BYTES = 32 * 2**20
 """How much of a matrix is held in memory at a time while it is checked and written."""
 _ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*")

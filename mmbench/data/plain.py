@@ -26,12 +26,12 @@ from mmbench.data.tables import (
     time_column,
 )
 from mmbench.errors import DataError
+from mmbench.modality import MODALITIES
 
 _SUFFIXES = (".csv", ".tsv", ".parquet")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _TEXT = ("title", "brand", "categories", "description", "text")
 _LABELS = {"train": 0, "valid": 1, "test": 2, "0": 0, "1": 1, "2": 2}
-_MODALITIES = ("visual", "textual", "acoustic", "joint")
 _MODALITY_WORDS = {
     "visual": "visual",
     "image": "visual",
@@ -180,7 +180,7 @@ def _find_features(folder: Path, files: list[Path]) -> tuple[RawFeatures, ...]:
         modality = _MODALITY_WORDS.get(word.lower().removesuffix("_feat"))
         if modality is None:
             raise DataError(
-                f"E118 {path}: begin the name with its modality ({', '.join(_MODALITIES)}), for "
+                f"E118 {path}: begin the name with its modality ({', '.join(MODALITIES)}), for "
                 "example visual.npy or visual__clip.npy"
             )
         key = (modality, encoder or "imported")

@@ -22,7 +22,6 @@ from mmbench.registry import Registry
 
 Family = Literal["general", "sequential"]
 Integration = Literal["none", "fusion", "ensemble"]
-MODALITIES = ("visual", "textual", "acoustic", "joint")
 
 MODELS: Registry[type[Recommender]]
 
@@ -91,7 +90,7 @@ class ItemFeatures:
 
     Attributes:
         name: unique name of the set, for example "visual__colour-edge".
-        modality: one of `MODALITIES`.
+        modality: one of `mmbench.modality.MODALITIES`.
         matrix: float32 [I, F], finite; rows of items without the modality are imputed already.
         present: which items truly have the modality, bool [I].
     """

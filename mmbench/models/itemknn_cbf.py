@@ -28,8 +28,8 @@ from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from mmbench.errors import ConfigError
+from mmbench.modality import MODALITIES
 from mmbench.models.base import (
-    MODALITIES,
     Interactions,
     ItemFeatures,
     ModelConfig,

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from mmbench.modality import MODALITIES
 from mmbench.models import losses
 from mmbench.models.base import (
-    MODALITIES,
     Batch,
     Interactions,
     ItemFeatures,

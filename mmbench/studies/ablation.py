@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmbench.errors import ConfigError, UnknownNameError
-from mmbench.models.base import MODALITIES, MODELS
+from mmbench.modality import MODALITIES
+from mmbench.models.base import MODELS
 from mmbench.recipe import Recipe
 
 

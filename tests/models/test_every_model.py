@@ -11,7 +11,8 @@ from safetensors.torch import load, save
 
 import mmbench.models
 from mmbench.errors import ConfigError, DataError
-from mmbench.models.base import MODALITIES, MODELS, Batch
+from mmbench.modality import MODALITIES
+from mmbench.models.base import MODELS, Batch
 
 NAMES = MODELS.names()
 SHARED = {"__init__", "base", "graph", "losses", "neighbours"}
