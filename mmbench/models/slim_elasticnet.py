@@ -14,8 +14,8 @@ convex and reads, times U, with G = R^T R,
     w' (G + U alpha (1 - l1_ratio)) w / 2 - (G_j - U alpha l1_ratio)' w,  w >= 0
 
 so block pivoting on a growing working set solves it exactly. Items with G_ij <= U alpha l1_ratio
-cannot enter it: G and w are not negative, so their gradient never is. The published default
-alpha = 1 leaves no weight on sparse data at all.
+cannot enter it: G and w are not negative, so their gradient never is. The published defaults
+(alpha 1, l1_ratio 0.1) leave no weight at all on sparse data, so ours differ.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ WORKING_SET = 64
 class SLIMElasticNetConfig(ModelConfig):
     """Settings of SLIM-ElasticNet."""
 
-    alpha: PositiveFloat = 1e-3
-    l1_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1  # rho
+    alpha: PositiveFloat = 0.04
+    l1_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-3  # rho
     top_k: PositiveInt = 100
 
 
