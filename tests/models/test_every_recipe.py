@@ -39,6 +39,6 @@ def test_it_is_valid_stands_in_its_place_and_explains_itself(name):
     head = text.splitlines()
     assert head[0].startswith("# ")
     assert any(line.startswith("# Settings:") for line in head)
-    assert f"# Run:      mmbench train recipes/{name}.yaml" in head
+    assert f"# Run:      mmbench train {name}" in head
     closed_form = MODELS.get(model).obj.fitting == "closed-form"
     assert ("training" in read_recipe(SHIPPED / f"{name}.yaml")) == (not closed_form)
