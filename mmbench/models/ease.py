@@ -7,7 +7,7 @@ Steck, WWW 2019. https://arxiv.org/abs/1905.03375
     score  x_u = R_u B
 
 Shapes: U users, I items, B users scored at once.
-Departures: none. B is dense by nature: 4 I^2 bytes stored, 16 I^2 bytes while it is computed.
+Departures: none. B is dense by nature: 4 I^2 bytes stored, 24 I^2 bytes while it is computed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class EASE(Recommender):
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
         del gram
         scale = inverse.diagonal().clone()
-        weights = (inverse / -scale).float()  # column j over -P_jj
+        weights = inverse.div_(-scale).float()  # column j over -P_jj
         weights.fill_diagonal_(0.0)
         self.weights = weights
 
