@@ -204,7 +204,9 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def caption(workload: Workload, compute: Compute, repeats: int, results: list[Measured]) -> str:
+def caption(
+    workload: Workload, compute: Compute, load: float, repeats: int, results: list[Measured]
+) -> str:
     """What was measured, where, and whether both sides did the same."""
     place = f"{torch.get_num_threads()} CPU thread(s)"
     if compute.is_cuda:
@@ -213,7 +215,7 @@ def caption(workload: Workload, compute: Compute, repeats: int, results: list[Me
         f"Data: {workload.source}; {workload.n_users:,} users, {workload.n_items:,} items,",
         f"      {len(workload.train.users):,} training pairs, {len(workload.target.users):,} users"
         " ranked (top 50, 16 metrics).",
-        f"Here: {place}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f};"
+        f"Here: {place}, torch {torch.__version__}, load before {load:.1f};"
         f" medians of {repeats}, in turns.",
         f"Work: {WIDTH} dimensions, batches of {BATCH}, LightGCN with 2 layers; models: one epoch",
         "      with its sampling. Times in seconds. MiB: how far the peak of memory rises",
@@ -266,7 +268,14 @@ def main(
     """
     if dataset and inter:
         raise click.UsageError("give --dataset or --inter, not both")
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(threads or cores)
+    load = os.getloadavg()[0]
+    if load + torch.get_num_threads() > cores + 0.5:
+        console.warn(
+            f"other programs keep {load:.1f} of {cores} cores busy: threads then wait for one "
+            "another, and times say little; free the machine, or use --threads 1"
+        )
     try:
         compute = choose(device)
         if inter:
@@ -286,7 +295,7 @@ def main(
     except MMBenchError as problem:
         console.error(str(problem))
         sys.exit(2)
-    said = caption(workload, compute, repeats, results)
+    said = caption(workload, compute, load, repeats, results)
     console.text(said)
     if toolbox:
         console.text("Gone from current libraries, put back for MMRec:")
@@ -301,6 +310,7 @@ def main(
             "caption": said,
             "environment": compute.describe(),
             "shims": toolbox.shims if toolbox else [],
+            "load_before": load,
             "repeats": repeats,
             "results": [one.as_dict() for one in results],
         }
