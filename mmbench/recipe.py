@@ -316,7 +316,9 @@ def apply_settings(raw: Mapping[str, Any], settings: Sequence[str]) -> dict[str,
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {setting!r} is not KEY=VALUE; for example --set model.dim=32")
+            raise ConfigError(
+                f"--set {setting!r} is not KEY=VALUE; for example --set model.embedding_size=32"
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

@@ -20,15 +20,7 @@ from mmbench.cli import options
     help="Modality to leave out: visual, textual, acoustic or joint; repeatable. Join several by "
     "commas to leave them out together. Without it, each one in turn.",
 )
-@options.dataset_option
-@options.seeds_option
-@options.set_option
-@options.data_dir_option
-@options.runs_dir_option
-@options.device_option
-@options.deterministic_option
-@options.checkpoint_option
-@options.format_option
+@options.training_options
 def ablate(
     recipe: str | None,
     drops: tuple[str, ...],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Seeds(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
@@ -61,7 +64,7 @@ set_option = click.option(
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Change one setting, for example model.dim=32; repeatable.",
+    help="Change one setting, for example model.embedding_size=32; repeatable.",
 )
 device_option = click.option(
     "--device", default="auto", metavar="NAME", show_default=True, help="auto, cpu, cuda or cuda:N."
@@ -87,3 +90,22 @@ format_option = click.option(
     show_default=True,
     help="How results are printed.",
 )
+
+
+def training_options(command: Command) -> Command:
+    """The options of every command that trains: what to change, where to work, how to print."""
+    for option in reversed(
+        (
+            dataset_option,
+            seeds_option,
+            set_option,
+            data_dir_option,
+            runs_dir_option,
+            device_option,
+            deterministic_option,
+            checkpoint_option,
+            format_option,
+        )
+    ):
+        command = option(command)
+    return command

@@ -12,18 +12,10 @@ from mmbench.cli import options
 
 @click.command("train")
 @click.argument("recipes", nargs=-1, metavar="[MODEL|RECIPE]...")
-@options.dataset_option
-@options.seeds_option
-@options.set_option
 @click.option(
     "--list", "list_models", is_flag=True, help="List models and shipped recipes, and stop."
 )
-@options.data_dir_option
-@options.runs_dir_option
-@options.device_option
-@options.deterministic_option
-@options.checkpoint_option
-@options.format_option
+@options.training_options
 def train(
     recipes: tuple[str, ...],
     dataset: str | None,
@@ -47,7 +39,7 @@ def train(
     \b
     Examples:
       mmbench train vbpr --dataset demo --seeds 0,1,2
-      mmbench train my-recipe.yaml --set model.dim=32
+      mmbench train my-recipe.yaml --set model.embedding_size=32
       mmbench train amazon-baby/bpr-mf amazon-baby/lightgcn
     """
     # Imported here because torch takes seconds to load and --help must not wait.
