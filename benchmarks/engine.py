@@ -215,8 +215,8 @@ def caption(
         f"Data: {workload.source}; {workload.n_users:,} users, {workload.n_items:,} items,",
         f"      {len(workload.train.users):,} training pairs, {len(workload.target.users):,} users"
         " ranked (top 50, 16 metrics).",
-        f"Here: {place}, torch {torch.__version__}, load before {load:.1f};"
-        f" medians of {repeats}, in turns.",
+        f"Here: {place}, torch {torch.__version__};",
+        f"      load before {load:.1f}; medians of {repeats}, in turns.",
         f"Work: {WIDTH} dimensions, batches of {BATCH}, LightGCN with 2 layers; models: one epoch",
         "      with its sampling. Times in seconds. MiB: how far the peak of memory rises",
         "      while all is built and run once. /floor: ours over the arithmetic floor.",
