@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.lib import format as npy_format
 
 from mmbench.errors import DataError
 from mmbench.metrics.base import Metric
@@ -100,7 +101,18 @@ def write_lists(folder: Path, lists: RankedLists) -> None:
     for name in _LIST_FIELDS:
         array = getattr(lists, name)
         wide = name == "relevant_offsets" or array.dtype == np.bool_
-        np.save(folder / f"{name}.npy", array if wide else array.astype(np.int32))
+        write_array(folder / f"{name}.npy", array if wide else array.astype(np.int32))
+
+
+def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write a .npy file, version 1.0, little-endian.
+
+    Not `numpy.save`: its error on a full disk has no error number to explain it by.
+    """
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    with path.open("wb") as file:
+        npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
+        file.write(array.data.cast("B"))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

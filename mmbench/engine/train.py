@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mmbench import runs as run_folder
 from mmbench import seeding
@@ -25,13 +25,17 @@ from mmbench.engine.device import Compute
 from mmbench.engine.inputs import Inputs, Target, features_to_device, load_inputs, to_device
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.training import EpochListener, Progress, TrainingLoop
-from mmbench.errors import ConfigError, DataError, TrainingError
+from mmbench.errors import ConfigError, DataError, MMBenchError, TrainingError
 from mmbench.metrics.lists import RankedLists
 from mmbench.models.base import MODELS, Recommender
 from mmbench.recipe import RunRecipe, system_hash
-from mmbench.runs import Run, open_run, read_manifest, write_json, write_lists
+from mmbench.runs import Run, open_run, read_manifest, write_array, write_json, write_lists
 
 CHECKPOINT = "checkpoint.pt"
+_UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+    errno.EEXIST,
+}  # fmt: skip
 
 
 def run_path(recipe: RunRecipe, inputs: Inputs, runs_dir: Path) -> tuple[Path, str]:
@@ -85,9 +89,10 @@ def train_run(
             if (path / "manifest.json").exists():
                 if read_manifest(path)["status"] == "complete":
                     return open_run(path)
-            else:
-                _begin(path, recipe, system)
-            return _train(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s)
+            with _keeping_what_resumes(path):
+                if not (path / "manifest.json").exists():
+                    _begin(path, recipe, system)
+                return _train(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s)
 
 
 def _begin(path: Path, recipe: RunRecipe, system: str) -> None:
@@ -139,9 +144,14 @@ def _train(
 
 
 def _save(path: Path, loop: TrainingLoop) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(loop.state(), file)
+    with (partial := path.with_suffix(".partial")).open("wb") as file:
+        try:
+            torch.save(loop.state(), file)
+        except RuntimeError as problem:
+            # The archive writer covers a failed write with an error of its own.
+            if isinstance(problem.__context__, OSError):
+                raise problem.__context__ from None
+            raise
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -184,8 +194,9 @@ def _finish(
         for record in progress.history:
             file.write(json.dumps(record, sort_keys=True, allow_nan=False) + "\n")
     weights = {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items()}
-    save_file(weights, path / "weights.safetensors")
-    np.save(path / "popularity.npy", inputs.popularity.astype(np.int32))
+    # Not safetensors' own writer: its error on a full disk is no OSError.
+    (path / "weights.safetensors").write_bytes(save(weights))
+    write_array(path / "popularity.npy", inputs.popularity.astype(np.int32))
     for part, ranked in lists.items():
         write_lists(path / "lists" / part, ranked)
     manifest = {
@@ -232,25 +243,35 @@ def _aggregate(recipe: RunRecipe, lists: RankedLists) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into one message; remove a folder begun in vain."""
-    existed = path.exists()
+    """Turn a full disk or a read-only folder into one message; remove a folder left empty."""
     try:
         yield
     except OSError as problem:
-        if problem.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EFBIG,
-        ):
+        if problem.errno not in _UNWRITABLE:
             raise
-        if not existed and not (path / CHECKPOINT).exists():
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it is not there, or holds a run that can be resumed
+            (path / ".lock").unlink(missing_ok=True)
+            path.rmdir()
         raise DataError(
             f"{path} cannot be written ({os.strerror(problem.errno)}); free space or choose "
             "another --runs-dir; the same command resumes"
         ) from None
+
+
+@contextlib.contextmanager
+def _keeping_what_resumes(path: Path) -> Iterator[None]:
+    """After an error keep a run that can go on from a checkpoint, and remove any other.
+
+    An unfinished folder that nothing can finish would stand in the way of `compare runs/*`.
+    """
+    try:
+        yield
+    except (OSError, MMBenchError):
+        with contextlib.suppress(OSError):  # the error to be told is the first one
+            (path / CHECKPOINT).with_suffix(".partial").unlink(missing_ok=True)
+        if not (path / CHECKPOINT).exists():
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager
