@@ -105,9 +105,11 @@ class _PowerSum(torch.autograd.Function):
 def _horner(operator: SymmetricOperator, dense: Tensor, weights: tuple[float, ...]) -> Tensor:
     if len(weights) == 1:
         return dense * weights[0]
-    total = operator.multiply_add(dense, weights[-1], dense, weights[-2])
-    for weight in reversed(weights[:-2]):
-        total = operator.multiply_add(total, 1.0, dense, weight)
+    # Autocast would lower the sparse product of a GPU, and its gradient would not fit G.
+    with torch.autocast(dense.device.type, enabled=False):
+        total = operator.multiply_add(dense, weights[-1], dense, weights[-2])
+        for weight in reversed(weights[:-2]):
+            total = operator.multiply_add(total, 1.0, dense, weight)
     return total
 
 

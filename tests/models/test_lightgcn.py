@@ -78,3 +78,21 @@ def test_under_bfloat16_autocast_it_propagates_in_float32(build, train, batch):
     full = sum(model.training_step(batch).values())
     assert float(low.detach()) == pytest.approx(float(full.detach()), rel=1e-2)
     assert torch.isfinite(model.nodes.grad).all()
+
+
+def test_no_product_with_the_graph_runs_under_autocast(build, train, batch, monkeypatch):
+    # The product that a GPU takes, addmm of a sparse matrix, would be lowered and its backward
+    # fail; the one that a CPU takes is no operation that autocast knows.
+    model = build("lightgcn", train, [])
+    seen = []
+    original = model.graph.multiply_add
+
+    def spy(*given):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return original(*given)
+
+    monkeypatch.setattr(model.graph, "multiply_add", spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        sum(model.training_step(batch).values()).backward()
+    assert len(seen) == 2 * model.config.n_layers
+    assert not any(seen)
