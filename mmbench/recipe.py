@@ -45,9 +45,9 @@ SHIPPED = next(
 
 
 class Section(BaseModel):
-    """Base of every part of a recipe: frozen, unknown keys forbidden."""
+    """Base of every part of a recipe: frozen, unknown keys and infinities forbidden."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Protocol(Section):
@@ -74,9 +74,11 @@ class Protocol(Section):
     def _preset(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = {"name": value}
-        if isinstance(value, Mapping) and value.get("name", "standard") in PROTOCOLS:
-            return {**PROTOCOLS[value.get("name", "standard")], **value}
-        return value
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get("name", "standard")
+        preset = PROTOCOLS.get(name, {}) if isinstance(name, str) else {}
+        return {**preset, **value}
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -201,6 +203,17 @@ class _Shape(Section):
             raise ValueError("a seed is listed twice")
         return value
 
+    @model_validator(mode="after")
+    def _selectable(self) -> _Shape:
+        # Trials are chosen by the stored lists; told here, not after hours of training.
+        metric = parse_metric(self.training.select_by)
+        if metric.k > self.evaluation.depth:
+            raise ValueError(
+                f"training.select_by {metric} needs lists of {metric.k} items, but "
+                f"evaluation.depth is {self.evaluation.depth}"
+            )
+        return self
+
 
 class RunRecipe:
     """One trial and one seed: what the engine runs.
@@ -266,8 +279,14 @@ class Recipe:
         for key, values in grid.items():
             if not values:
                 raise ConfigError(f"{self.source}: grid.{key} lists no value")
-            if key.partition(".")[0] in ("grid", "seeds", "dataset", "label"):
-                raise ConfigError(f"{self.source}: grid.{key} cannot be searched over")
+            if any(value in values[:place] for place, value in enumerate(values)):
+                raise ConfigError(f"{self.source}: grid.{key} lists a value twice")
+            # Trials are compared on validation, so what is ranked and measured is the same in all.
+            if key.partition(".")[0] not in ("model", "features", "training"):
+                raise ConfigError(
+                    f"{self.source}: grid.{key} cannot be searched over; only keys of model, "
+                    "features and training can"
+                )
         for point in itertools.product(*grid.values()):
             trial = dict(zip(grid, point, strict=True))
             raw = {key: value for key, value in self.raw.items() if key != "grid"}

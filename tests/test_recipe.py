@@ -68,6 +68,18 @@ def test_presets_fill_the_protocol_and_single_fields_can_be_changed() -> None:
         ({"seeds": [-1]}, r"seeds\.0"),
         ({"grid": {"model.embedding_size": []}}, "lists no value"),
         ({"grid": {"seeds": [1]}}, "cannot be searched"),
+        ({"grid": {"protocol.split": ["a", "b"]}}, "cannot be searched"),
+        ({"grid": {"model.embedding_size": [8, 16, 8]}}, "lists a value twice"),
+        ({"protocol": {"name": ["mmrec"]}}, r"protocol\.name"),
+        ({"training": {"learning_rate": float("inf")}}, r"training\.learning_rate: .*finite"),
+        (
+            {"model": {"name": "vbpr", "regularization": float("inf")}},
+            r"model\.regularization: .*finite",
+        ),
+        (
+            {"evaluation": {"metrics": ["recall@10"], "depth": 10}},
+            r"training\.select_by recall@20 needs lists of 20 items, but evaluation\.depth is 10",
+        ),
         ({"grid": {"model.embeding_size": [1]}}, r'model\.embeding_size .* "embedding_size"'),
     ],
 )

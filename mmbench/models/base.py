@@ -27,9 +27,9 @@ MODELS: Registry[type[Recommender]]
 
 
 class ModelConfig(BaseModel):
-    """Base of every model's settings: frozen, unknown keys forbidden."""
+    """Base of every model's settings: frozen, unknown keys and infinities forbidden."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,7 @@ class ItemFeatures:
 
 @dataclass(frozen=True)
 class Batch:
-    """B training rows, on the model's device: int64 [B] each.
-
-    `epoch_rows` is the position of the rows in the training interactions.
-    """
+    """B training rows, on the model's device: int64 [B] each."""
 
     users: Tensor
     positives: Tensor
