@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmbench.engine.inputs import Target
@@ -124,8 +125,10 @@ class Ranker:
         return items_found, hits
 
     def rank(self, model: Recommender, depth: int) -> RankedLists:
-        """The ranked lists of all users of this part."""
+        """The ranked lists of all users of this part, `depth` long whatever there is to rank."""
         items, hits = self.top(model, depth)
+        if missing := depth - items.shape[1]:  # a catalogue of ten items still has a recall@20
+            items, hits = F.pad(items, (0, missing), value=-1), F.pad(hits, (0, missing))
         return RankedLists(
             users=self.target.users,
             items=items.cpu().numpy(),

@@ -97,9 +97,22 @@ def test_masked_items_and_padding_never_enter_a_list() -> None:
         Ragged(np.array([0, 1]), np.array([2])),
         Ragged(np.array([0, 3]), np.array([0, 1, 3])),
     )
-    lists = ranker(target, 1, 4).rank(Fixed(torch.full((1, 4), 5.0)), 100)
+    lists = ranker(target, 1, 4).rank(Fixed(torch.full((1, 4), 5.0)), 4)
     assert lists.items.tolist() == [[2, -1, -1, -1]]
     assert lists.hits.tolist() == [[True, False, False, False]]
+
+
+def test_lists_are_as_long_as_asked_for_in_a_catalogue_that_is_shorter() -> None:
+    target = Target(
+        np.array([0]),
+        Ragged(np.array([0, 2]), np.array([0, 2])),
+        Ragged(np.array([0, 1]), np.array([1])),
+    )
+    lists = ranker(target, 1, 3).rank(Fixed(torch.tensor([[1.0, 3.0, 2.0]])), 5)
+    assert lists.items.tolist() == [[2, 0, -1, -1, -1]]
+    assert lists.hits.tolist() == [[True, True, False, False, False]]
+    assert parse_metric("recall@5").values(lists).tolist() == [1.0]
+    assert parse_metric("precision@5").values(lists).tolist() == [0.4]
 
 
 def test_a_constant_scorer_scores_as_chance_wherever_the_relevant_item_stands() -> None:
