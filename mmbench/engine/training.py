@@ -42,7 +42,7 @@ class Progress:
     evaluate_s: float = 0.0
     history: list[Record] = field(default_factory=list)
     finished: str | None = None
-    """Why training is over: "patience" or "epochs"."""
+    """Why training is over: "patience", "epochs", or "closed form" where there is no epoch."""
 
 
 class TrainingLoop:

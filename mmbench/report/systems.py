@@ -19,7 +19,7 @@ from mmbench.metrics.base import Metric, parse_metric
 from mmbench.metrics.lists import RankedLists
 from mmbench.runs import Part, Run
 
-CANDIDATE_RULES = ("candidates", "mask_validation_at_test")
+CANDIDATE_RULES = ("mask_validation_at_test",)
 """Keys of a run's protocol that change what is ranked; the others change training alone."""
 FEW_KEYS = 3
 NONE = "none"

@@ -30,7 +30,11 @@ CPU = choose("cpu")
 
 
 def plan(model: str = "bpr-mf", seed: int = 0, **changes: Any) -> RunRecipe:
-    settings = {"embedding_size": 8} if model in ("bpr-mf", "lightgcn", "vbpr") else {}
+    settings: dict[str, Any] = {}
+    if model in ("bpr-mf", "lightgcn", "vbpr"):
+        settings = {"embedding_size": 8}
+    elif model == "slim-bpr":  # several batches an epoch, and the most state to be resumed
+        settings = {"optimizer": "adam", "batch_size": 16, "learning_rate": 0.05}
     raw = {
         "dataset": "tiny",
         "model": {"name": model, **settings},
@@ -137,10 +141,17 @@ def test_equal_recipe_and_seed_give_equal_bits(tiny_data: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 11])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        plan("lightgcn", training={"schedule": {"name": "cosine"}, "optimizer": "adamw"}),
+        plan("slim-bpr"),
+    ],
+    ids=lambda recipe: recipe.model,
+)
 def test_an_interrupted_run_resumes_to_the_same_bits(
-    tiny_data: Path, tmp_path: Path, stop_at: int
+    tiny_data: Path, tmp_path: Path, recipe: RunRecipe, stop_at: int
 ) -> None:
-    recipe = plan("lightgcn", training={"schedule": {"name": "cosine"}, "optimizer": "adamw"})
     whole = run(recipe, tiny_data, tmp_path / "whole")
 
     def interrupt(recipe: RunRecipe, record: dict[str, Any], progress: Any) -> None:
