@@ -112,7 +112,7 @@ def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     with path.open("wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
-        file.write(array.data.cast("B"))
+        file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

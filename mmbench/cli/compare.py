@@ -75,7 +75,7 @@ REGRESSION = 1
 )
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=options.FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.05,
     show_default=True,
     help="Level below which an adjusted p counts as significant.",
@@ -92,7 +92,7 @@ REGRESSION = 1
 )
 @click.option(
     "--margin",
-    type=click.FloatRange(min=0),
+    type=options.FiniteRange(min=0),
     default=0.0,
     show_default=True,
     metavar="SHARE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -97,4 +98,17 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         console.error(str(problem))
+        sys.exit(2)
+    except OSError as problem:
+        # Where a file is expected to fail, a message of its own is raised; these are the rest.
+        if debug:
+            traceback.print_exc()
+        where = problem.filename or "the output cannot be written"
+        console.error(
+            f"{where}: {problem.strerror or problem}; check that path, its permissions and the "
+            "free space (--debug shows what was being done)"
+        )
+        if problem.filename is None:
+            with contextlib.suppress(OSError):  # what is buffered would fail again on the way out
+                sys.stdout.close()
         sys.exit(2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+MOST_SEEDS = 1000
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -29,8 +31,26 @@ class Seeds(click.ParamType):  # type: ignore[type-arg]  # generic in the newest
                 self.fail(
                     f"{value!r} is not a list of seeds; write for example 0,1,2 or 0-4", param, ctx
                 )
-            seeds += range(int(first), int(last or first) + 1)
+            count = int(last or first) - int(first) + 1
+            if count < 1:
+                self.fail(f"{part.strip()!r} counts down; write {last}-{first}", param, ctx)
+            if len(seeds) + count > MOST_SEEDS:
+                self.fail(f"{value!r} is more than {MOST_SEEDS} seeds", param, ctx)
+            seeds += range(int(first), int(first) + count)
         return tuple(seeds)
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; click's own lets "nan" pass, which no bound excludes."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read a finite number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 data_dir_option = click.option(
@@ -76,7 +96,7 @@ deterministic_option = click.option(
 )
 checkpoint_option = click.option(
     "--checkpoint-every",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

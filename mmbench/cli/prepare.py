@@ -11,6 +11,7 @@ import click
 
 from mmbench import console
 from mmbench.cli import options
+from mmbench.errors import DataError
 
 if TYPE_CHECKING:
     from mmbench.data.prepare import PrepareResult
@@ -129,7 +130,13 @@ def prepare(
     if any(content) and not no_features and not (describe and result.status == "up-to-date"):
         from mmbench.engine.extract import extract_builtin
 
-        extract_builtin(name, data_dir)
+        try:
+            extract_builtin(name, data_dir)
+        except DataError as problem:
+            raise DataError(
+                f"{problem}. The dataset itself is prepared in {result.root}; `mmbench extract "
+                f"{name}` makes its features later"
+            ) from None
     _print_result(result, describe, as_json)
 
 

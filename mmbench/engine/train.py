@@ -86,11 +86,11 @@ def train_run(
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         with _lock(path):
-            if (path / "manifest.json").exists():
-                if read_manifest(path)["status"] == "complete":
-                    return open_run(path)
+            begun = (path / "manifest.json").exists()
+            if begun and read_manifest(path)["status"] == "complete":
+                return open_run(path)
             with _keeping_what_resumes(path):
-                if not (path / "manifest.json").exists():
+                if not begun:
                     _begin(path, recipe, system)
                 return _train(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s)
 

@@ -210,6 +210,9 @@ def test_several_folders_can_be_the_reference_side(tmp_path):
         (["runs", "--margin", "0.1"], "--margin belongs to --fail-on-regression"),
         (["runs", "--alpha", "1"], "is not in the range"),
         (["runs", "--margin", "-1"], "is not in the range"),
+        # A margin of nan would let every regression pass.
+        (["runs", "--margin", "nan"], "not a finite number"),
+        (["runs", "--alpha", "nan"], "not a finite number"),
         (["runs", "--by", "users"], "is not one of"),
     ],
 )

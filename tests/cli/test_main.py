@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +59,33 @@ def test_debug_adds_the_traceback_wherever_it_stands(mmbench: Callable, where: s
     assert done.status == 2
     assert "Traceback" in done.err
     assert "Traceback" not in mmbench("train", "nosuch").err
+
+
+def test_an_unforeseen_file_error_is_one_message(mmbench: Callable) -> None:
+    line = ("train", "popularity", "--dataset", "x", "--data-dir", "x" * 300)
+    done = mmbench(*line)
+    assert done.status == 2
+    assert "File name too long" in done.err
+    assert "Traceback" not in done.err
+    assert len(done.err.splitlines()) == 1
+    assert "Traceback" in mmbench(*line, "--debug").err
+
+
+def _no_room() -> None:
+    """A limit on file sizes fails writes as a full disk does."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def test_output_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    with (tmp_path / "out.txt").open("w") as out:
+        done = subprocess.run(
+            [sys.executable, "-B", "-m", "mmbench", "extract", "--list"],
+            stdout=out, stderr=subprocess.PIPE, text=True, check=False, preexec_fn=_no_room,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the output cannot be written: File too large")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_module_runs_as_the_command_does() -> None:

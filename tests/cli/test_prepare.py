@@ -154,6 +154,15 @@ def test_strict_makes_a_corrupt_picture_an_error(mmbench, shop, tmp_path):
     assert "warning: W263 pictures unusable: 1 corrupt, 0 placeholders (i3.png:" in err
 
 
+def test_features_that_fail_leave_the_dataset_and_say_so(mmbench, shop):
+    (shop / "items.csv").write_text("\n".join(["item_id,title", *(f"i{i},t" for i in range(8))]))
+    status, _, err = mmbench("prepare", "shop", "--source", shop)
+    assert status == 2
+    assert "none of the 8 texts has a usable word" in err
+    assert "The dataset itself is prepared in data/shop; `mmbench extract shop`" in err
+    assert mmbench("prepare", "shop", "--describe")[0] == 0
+
+
 def test_another_preparation_needs_force(mmbench, shop):
     mmbench("prepare", "x", "--source", shop, "--no-features")
     again = ("prepare", "x", "--source", shop, "--no-features", "--min-rating", "2")

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -263,6 +264,19 @@ def test_a_split_that_cannot_be_written_leaves_the_dataset_as_it_was(raw, data):
         assert load_dataset("x", data).split_names == ["random-per-user"]
         assert snapshot(data) == before
     assert prepare("x", data_dir=data, splits=["leave-one-out"]).status == "split-added"
+
+
+def test_a_split_for_a_read_only_dataset_is_one_message(raw, data, monkeypatch):
+    prepare("x", source=raw, data_dir=data)
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    # The superuser may write anywhere, so the operating system's refusal is played.
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(DataError, match=r"cannot write below .*Read-only file system"):
+        prepare("x", data_dir=data, splits=["leave-one-out"])
 
 
 def test_ids_map_both_ways(write_table, data):
