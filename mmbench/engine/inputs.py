@@ -16,7 +16,7 @@ from mmbench.data.features import FeatureSet
 from mmbench.data.prepared import TEST, TRAIN, VALID, PreparedDataset, Split, load_dataset
 from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.lists import IntArray
-from mmbench.models.base import Interactions, ItemFeatures
+from mmbench.models.base import MODELS, Interactions, ItemFeatures
 from mmbench.recipe import RunRecipe
 
 
@@ -107,16 +107,12 @@ class Inputs:
         }
 
 
-def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
-    """Open the dataset, split and feature sets that a recipe names.
+def check_modalities(recipe: RunRecipe) -> None:
+    """Check that the model can use the recipe's feature sets, and has those that it needs.
 
     Raises:
-        DataError: the dataset or a feature set is missing or unfit, or the split leaves nobody
-            to train on or to rank for.
-        ConfigError: the model cannot use a modality of the recipe.
+        ConfigError: it cannot, or has not.
     """
-    from mmbench.models.base import MODELS
-
     model = MODELS.get(recipe.model).obj
     for modality in recipe.features:
         if modality not in model.modalities:
@@ -130,6 +126,16 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
             f"{recipe.model} needs at least one feature set; add features: to its recipe"
         )
 
+
+def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
+    """Open the dataset, split and feature sets that a recipe names.
+
+    Raises:
+        DataError: the dataset or a feature set is missing or unfit, or the split leaves nobody
+            to train on or to rank for.
+        ConfigError: the model cannot use a modality of the recipe.
+    """
+    check_modalities(recipe)
     dataset = load_dataset(recipe.dataset, data_dir)
     split = dataset.split(recipe.protocol.split)
     users, items, label = (

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from mmbench.engine.device import Compute
-from mmbench.engine.inputs import Inputs, load_inputs
+from mmbench.engine.inputs import Inputs, check_modalities, load_inputs
 from mmbench.engine.train import run_path, train_run
 from mmbench.engine.training import EpochListener
 from mmbench.recipe import Recipe, RunRecipe
-from mmbench.runs import Run
+from mmbench.runs import Run, read_manifest
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def train_recipes(
     cache: dict[str, Inputs] = {}
     for _, expanded in plans:
         for plan in expanded:
+            check_modalities(plan)
             if (key := _data_key(plan)) not in cache:
                 cache[key] = load_inputs(plan, place.data_dir)
     events.planned([plan for _, expanded in plans for plan in expanded])
@@ -84,7 +85,8 @@ def train_recipes(
         for plan in expanded:
             inputs = cache[_data_key(plan)]
             path, _ = run_path(plan, inputs, place.runs_dir)
-            was_finished = (path / "recipe.yaml").exists() and not (path / "checkpoint.pt").exists()
+            began = (path / "manifest.json").exists()
+            was_finished = began and read_manifest(path).get("status") == "complete"
             events.begun(plan)
             run = train_run(
                 plan,
@@ -118,4 +120,6 @@ def _validation(runs: Sequence[Run], select_by: str) -> float:
 
 
 def _data_key(plan: RunRecipe) -> str:
-    return repr((plan.dataset, plan.protocol, sorted(plan.features.items()), plan.model))
+    """What `load_inputs` reads; models that read the same share it."""
+    rules = plan.protocol.split, plan.protocol.mask_validation_at_test
+    return repr((plan.dataset, rules, sorted(plan.features.items())))
