@@ -92,8 +92,8 @@ class Ranker:
         model.eval()
         depth = min(depth, self.n_items)
         n_users = len(self.users)
-        places = torch.empty((n_users, depth), dtype=torch.int64, device=self.device)
-        best = torch.empty((n_users, depth), dtype=torch.float32, device=self.device)
+        listed = torch.empty((n_users, depth), dtype=torch.int64, device=self.device)
+        hits = torch.empty((n_users, depth), dtype=torch.bool, device=self.device)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         if model.factors:
             users, items = (vectors.float() for vectors in model.vectors())
@@ -109,20 +109,25 @@ class Ranker:
                 finite &= torch.isfinite(given).all()
                 scores[:, : self.n_items] = given[:, self.order]
             scores.view(-1).index_fill_(0, block.masked, -torch.inf)
-            best[block.rows], places[block.rows] = _top_k(scores, depth)
+            best, places = _top_k(scores, depth)
+            # Products of finite vectors overflow only where the best score shows it.
+            finite &= (best < torch.inf).all()  # NaN is not below infinity either
+            listed[block.rows], hits[block.rows] = self._look_up(block.rows, best, places)
         model.train(was_training)
-        # Products of finite vectors overflow only where the best score shows it.
-        finite &= ~(torch.isnan(best).any() | (best == torch.inf).any())
         if not bool(finite):
             raise TrainingError(
                 "a score is NaN or infinite; lower the learning rate, or look at the features"
             )
-        keys = places + torch.arange(n_users, device=self.device)[:, None] * self.n_items
+        return listed, hits
+
+    def _look_up(self, rows: slice, best: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The items at some places, and whether they hit, for the users of a block."""
+        users = torch.arange(rows.start, rows.stop, device=self.device)
+        keys = places + users[:, None] * self.n_items
         found = torch.searchsorted(self.relevant_keys, keys).clamp_(max=len(self.relevant_keys) - 1)
         candidate = best > -torch.inf
-        hits = (self.relevant_keys[found] == keys) & candidate
-        items_found = torch.where(candidate, self.order[places.clamp(max=self.n_items - 1)], -1)
-        return items_found, hits
+        items = torch.where(candidate, self.order[places.clamp(max=self.n_items - 1)], -1)
+        return items, (self.relevant_keys[found] == keys) & candidate
 
     def rank(self, model: Recommender, depth: int) -> RankedLists:
         """The ranked lists of all users of this part, `depth` long whatever there is to rank."""
