@@ -30,7 +30,7 @@ from mmbench.metrics.lists import FloatArray, RankedLists
 SCHEMA = 1
 Part = Literal["valid", "test"]
 _LIST_FIELDS = ("users", "items", "hits", "relevant_offsets", "relevant_items", "activity")
-_KINDS = {"hits": "b"}
+_AGAIN = "the run is damaged, delete its folder and train it again"
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,12 @@ def read_array(path: Path) -> np.ndarray[Any, Any]:
     try:
         array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; the run folder is damaged, train it again") from None
+        raise DataError(f"{path} is missing; {_AGAIN}") from None
     except (ValueError, EOFError, OSError) as problem:
-        raise DataError(f"{path} cannot be read ({problem}); train the run again") from None
+        reason = str(problem)
+        if "pickle" in reason.lower():  # numpy goes on to say how to unpickle it all the same
+            reason = "no .npy file, or one of Python objects, which are never unpickled"
+        raise DataError(f"{path} cannot be read ({reason}); {_AGAIN}") from None
     if array.dtype.kind in "iu":
         return array.astype(np.int64, copy=False)
     return array
@@ -127,13 +130,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} is not a run folder: it holds no manifest.json") from None
     except (ValueError, OSError) as problem:
-        raise DataError(f"{file} cannot be read ({problem}); train the run again") from None
+        raise DataError(f"{file} cannot be read ({problem}); {_AGAIN}") from None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else None
         raise DataError(
             f"{path} was written by another version of mmbench (run schema {found}, this version "
-            f"reads {SCHEMA}); train it again, or use that version"
+            f"reads {SCHEMA}); delete the folder and train it again, or use that version"
         )
+    if not isinstance(manifest.get("seed", 0), int):
+        raise DataError(f"{file}: the seed is {manifest['seed']!r}; {_AGAIN}")
     return manifest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import traceback
@@ -79,6 +80,9 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     if not debug:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal lacks signs for is no
+            stream.reconfigure(errors="replace")  # reason to lose a table
     try:
         status = cli.main(arguments, prog_name="mmbench", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def train_run(
         path.mkdir(parents=True, exist_ok=True)
         with _lock(path):
             begun = (path / "manifest.json").exists()
-            if begun and read_manifest(path)["status"] == "complete":
+            if begun and read_manifest(path).get("status") == "complete":
                 return open_run(path)
             with _keeping_what_resumes(path):
                 if not begun:
@@ -163,7 +164,15 @@ def _resume(path: Path, loop: TrainingLoop) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         loop.restore(state)
-    except (RuntimeError, KeyError, TypeError, EOFError, ValueError) as problem:
+    except (
+        RuntimeError,
+        LookupError,
+        TypeError,
+        EOFError,
+        ValueError,
+        OSError,
+        UnpicklingError,
+    ) as problem:
         raise DataError(
             f"{path} cannot be resumed ({type(problem).__name__}); delete the folder {path.parent} "
             "and train again"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -69,6 +70,20 @@ def test_an_unforeseen_file_error_is_one_message(mmbench: Callable) -> None:
     assert "Traceback" not in done.err
     assert len(done.err.splitlines()) == 1
     assert "Traceback" in mmbench(*line, "--debug").err
+
+
+def test_a_terminal_that_lacks_signs_shows_the_rest(tiny_data: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "mmbench", "train", "popularity", "--dataset", "tiny",
+            "--set", "label=\N{GREEK SMALL LETTER ALPHA}-model", "--seeds", "0",
+            "--data-dir", str(tiny_data), "--runs-dir", str(tmp_path),
+        ],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "?-model" in done.stdout
 
 
 def _no_room() -> None:

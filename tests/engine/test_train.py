@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import resource
 import signal
 from collections.abc import Iterator
@@ -94,3 +96,27 @@ def test_a_runs_folder_below_a_file_is_one_message(tiny_data: Path, tmp_path: Pa
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match=r"cannot be written \(Not a directory\)"):
         run(plan(), tiny_data, tmp_path / "file" / "runs")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello world", b"PK\x03\x04" + bytes(100), pickle.dumps({"epoch": print}, protocol=2)],
+    ids=["empty", "text", "truncated", "pickle"],
+)
+def test_a_damaged_checkpoint_is_one_message(
+    tiny_data: Path, tmp_path: Path, content: bytes
+) -> None:
+    folder = run(plan(), tiny_data, tmp_path).path
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "unfinished"}))
+    (folder / CHECKPOINT).write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot be resumed .*; delete the folder"):
+        run(plan(), tiny_data, tmp_path)
+    assert (folder / CHECKPOINT).read_bytes() == content
+
+
+def test_a_manifest_without_status_is_trained_anew(tiny_data: Path, tmp_path: Path) -> None:
+    folder = run(plan(), tiny_data, tmp_path).path
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({"schema": manifest["schema"]}))
+    assert run(plan(), tiny_data, tmp_path).manifest["metrics"] == manifest["metrics"]
