@@ -63,7 +63,7 @@ def cli(debug: bool, quiet: bool) -> None:
       mmbench ablate --drop visual
     Then, on your own:
       mmbench prepare mydata --source FOLDER
-      mmbench train vbpr --dataset mydata --seeds 0,1,2
+      mmbench train vbpr --dataset mydata --set features.textual=tfidf-svd
       mmbench compare runs/*
     """
     del debug  # read by `main`, so that it may stand anywhere; declared here for --help

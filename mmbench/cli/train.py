@@ -43,7 +43,13 @@ def train(
       mmbench train amazon-baby/bpr-mf amazon-baby/lightgcn
     """
     # Imported here because torch takes seconds to load and --help must not wait.
-    from mmbench.cli.training import display, ensure_demo, print_trained, workplace
+    from mmbench.cli.training import (
+        display,
+        ensure_demo,
+        print_trained,
+        warn_of_no_features,
+        workplace,
+    )
     from mmbench.models.base import MODELS
     from mmbench.recipe import load_recipe, shipped_recipes
     from mmbench.report.listing import models_table
@@ -61,6 +67,7 @@ def train(
         load_recipe(name, dataset=dataset, seeds=seeds, settings=settings) for name in recipes
     ]
     for recipe in loaded:
+        warn_of_no_features(recipe)
         ensure_demo(recipe.shape.dataset, data_dir)
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     with display() as events:

@@ -12,7 +12,7 @@ from mmbench import console
 
 if TYPE_CHECKING:
     from mmbench.engine.training import Progress, Record
-    from mmbench.recipe import RunRecipe
+    from mmbench.recipe import Recipe, RunRecipe
     from mmbench.runs import Run
     from mmbench.studies.training import Events, Trained, Workplace
 
@@ -90,6 +90,19 @@ def ensure_demo(dataset: str, data_dir: Path) -> None:
         console.note(f"preparing the embedded demo dataset in {data_dir / 'demo'}")
         prepare("demo", data_dir=data_dir)
     extract_builtin("demo", data_dir)  # what is there already is not made again
+
+
+def warn_of_no_features(recipe: Recipe) -> None:
+    """Say that a model which could look at pictures or texts is given none."""
+    from mmbench.models.base import MODELS
+
+    model = MODELS.get(str(recipe.shape.model["name"]))
+    chosen = recipe.shape.features or any(key.startswith("features") for key in recipe.shape.grid)
+    if model.obj.modalities and not model.obj.requires_modality and not chosen:
+        console.warn(
+            f"{recipe.source}: {model.name} is given no feature set and learns from IDs alone; "
+            "name one, for example with --set features.textual=tfidf-svd"
+        )
 
 
 def print_trained(trained: Sequence[Trained], output: str) -> None:

@@ -123,7 +123,8 @@ def check_modalities(recipe: RunRecipe) -> None:
             )
     if model.requires_modality and not recipe.features:
         raise ConfigError(
-            f"{recipe.model} needs at least one feature set; add features: to its recipe"
+            f"{recipe.model} needs at least one feature set; name one under features: in its "
+            "recipe, or for example with --set features.textual=tfidf-svd"
         )
 
 

@@ -33,7 +33,8 @@ def ablations(recipe: Recipe, drops: Sequence[str]) -> list[Recipe]:
     if not used:
         usable = sorted(MODELS.get(str(recipe.shape.model["name"])).obj.modalities)
         hint = (
-            f"give {' or '.join(usable)} feature sets in features:"
+            f"give it feature sets ({', '.join(usable)}), for example with "
+            f"--set features.{usable[-1]}=NAME"
             if usable
             else "it uses IDs alone"
         )

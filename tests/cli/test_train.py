@@ -91,6 +91,16 @@ def test_set_changes_a_setting(mmbench: Callable, write: Callable, tiny_data: Pa
     assert resolved["model"]["embedding_size"] == 4
 
 
+def test_a_multimodal_model_without_features_is_trained_with_a_warning(
+    mmbench: Callable, write: Callable, tiny_data: Path
+) -> None:
+    line = ("train", write(features={}, seeds=[0]), "--data-dir", tiny_data)
+    done = mmbench(*line)
+    assert done.status == 0
+    assert "vbpr is given no feature set and learns from IDs alone" in done.err
+    assert "learns from IDs alone" not in mmbench(*line, "--set", "features.visual=imported").err
+
+
 def test_list_names_models_and_recipes(mmbench: Callable) -> None:
     done = mmbench("train", "--list")
     assert done.status == 0
