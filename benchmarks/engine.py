@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, for both sides
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, for both sides
 
 import click
 import torch
