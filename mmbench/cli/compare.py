@@ -105,6 +105,11 @@ REGRESSION = 1
     show_default=True,
     help="Whether --fail-on-regression tests over users, or over users and (3 or more) seeds.",
 )
+@click.option(
+    "--over-datasets",
+    is_flag=True,
+    help="Rank systems of equal label over several datasets: average ranks, Friedman test, Holm.",
+)
 @options.format_option
 @click.pass_context
 def compare(
@@ -124,6 +129,7 @@ def compare(
     fail_on_regression: bool,
     margin: float,
     level: str,
+    over_datasets: bool,
     output: str,
 ) -> None:
     """Compare runs: means, differences, and adjusted p-values over the same users.
@@ -150,6 +156,10 @@ def compare(
         raise click.UsageError("--cutoff belongs to --by k")
     if margin and not fail_on_regression:
         raise click.UsageError("--margin belongs to --fail-on-regression")
+    if over_datasets and (against or by or details or fail_on_regression):
+        raise click.UsageError(
+            "--over-datasets goes with --baseline, --metric, --part and --format alone"
+        )
     # Imported here because scipy takes a second to load and --help must not wait.
     from mmbench.report import comparison as comparing
     from mmbench.report.breakdown import CUTOFFS
@@ -158,6 +168,15 @@ def compare(
     from mmbench.runs import find_runs
 
     ours, theirs = find_runs(runs), find_runs(against)
+    if over_datasets:
+        from mmbench.report.across import rank_over_datasets, ranking_tables, ranking_text
+
+        ranked = rank_over_datasets(ours, metrics, baseline=baseline, part=part)  # type: ignore[arg-type]
+        if output == "table":
+            console.result(ranking_tables(ranked))
+        else:
+            console.text(ranking_text(ranked, output))
+        return
     both = {run.path.resolve() for run in ours} & {run.path.resolve() for run in theirs}
     if both:
         raise ConfigError(
