@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,42 @@ def rows_with_content(matrix: NDArray[Any]) -> NDArray[np.bool_]:
     if not len(matrix):
         return np.zeros(0, dtype=np.bool_)
     return np.concatenate([block.any(axis=1) for _, block in _blocks(matrix, matrix.dtype)])
+
+
+def rows_in_item_order(
+    matrix: NDArray[Any], ids: Sequence[str], items: Sequence[str], file: Path
+) -> NDArray[Any]:
+    """Rows brought into item order; items that are not named get zeros, other ids are left out.
+
+    Args:
+        matrix: [len(ids), dim].
+        ids: item id of each row.
+        items: item ids of the dataset, in order.
+        file: what messages name.
+
+    Raises:
+        DataError: rows and ids differ in number, an id is listed twice, or none is an item.
+    """
+    if len(ids) != len(matrix):
+        raise DataError(
+            f"E251 {file}: {len(matrix)} rows, but {len(ids)} item ids were given for them; both "
+            "must come from one run"
+        )
+    row_of = {name: row for row, name in enumerate(ids)}
+    if len(row_of) < len(ids):
+        twice = next(name for row, name in enumerate(ids) if row_of[name] != row)
+        raise DataError(
+            f"E261 {file}: item {twice!r} is listed more than once in its ids; keep one row of it"
+        )
+    rows = np.array([row_of.get(item, -1) for item in items])
+    if (rows < 0).all():
+        raise DataError(
+            f"E251 {file}: none of its item ids is in the dataset, e.g. {ids[0]!r} against "
+            f"{items[0]!r}; the matrix belongs to another dataset"
+        )
+    ordered = np.zeros((len(rows), matrix.shape[1]), dtype=matrix.dtype)
+    ordered[rows >= 0] = matrix[rows[rows >= 0]]
+    return ordered
 
 
 def write_features(

@@ -17,12 +17,17 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from mmbench.data.adding import add_splits, make_splits, refuse_warnings
 from mmbench.data.cleaning import Cleaned, PrepareConfig, Report, clean
 from mmbench.data.content import ItemContent, describe_content
-from mmbench.data.features import check_rows, import_matrix, rows_with_content, write_features
+from mmbench.data.features import (
+    check_rows,
+    import_matrix,
+    rows_in_item_order,
+    rows_with_content,
+    write_features,
+)
 from mmbench.data.finding import Found, find_source
 from mmbench.data.identity import (
     effective_config,
@@ -342,7 +347,7 @@ class _Job:
         if stored.item_ids is None:
             check_rows(matrix.shape[0], len(keys), str(stored.path))
         else:
-            matrix = self._match_rows(stored, matrix, keys)
+            matrix = rows_in_item_order(matrix, stored.item_ids, keys, stored.path)
         mask = rows_with_content(matrix)
         written = write_features(
             folder, fingerprint, stored.modality, stored.encoder, matrix, mask,
@@ -354,24 +359,6 @@ class _Job:
                 f"W252 {stored.path.name}: {zero} zero rows (counted as missing), "
                 f"{repeated} repeated rows"
             )
-
-    def _match_rows(self, stored: Any, matrix: NDArray[Any], keys: list[str]) -> NDArray[Any]:
-        """Bring the rows of a matrix with ids into item order; items without a row get zeros."""
-        if len(stored.item_ids) != matrix.shape[0]:
-            raise DataError(
-                f"E251 {stored.path}: {matrix.shape[0]} rows, but {len(stored.item_ids)} item ids "
-                "beside it; both must come from one run"
-            )
-        row_of = {item: row for row, item in enumerate(stored.item_ids)}
-        rows = np.array([row_of.get(item, -1) for item in keys])
-        if (rows < 0).all():
-            raise DataError(
-                f"E251 {stored.path}: none of its item ids is in the dataset, e.g. "
-                f"'{stored.item_ids[0]}'; the matrix belongs to another dataset"
-            )
-        ordered = np.zeros((len(keys), matrix.shape[1]), dtype=matrix.dtype)
-        ordered[rows >= 0] = matrix[rows[rows >= 0]]
-        return ordered
 
 
 def _time_facts(data: Cleaned) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mmbench.data.features import (
     import_matrix,
     load_features,
     read_feature_manifest,
+    rows_in_item_order,
     rows_with_content,
     write_features,
 )
@@ -221,24 +222,7 @@ def _in_item_order(
     except (OSError, ValueError) as problem:
         raise DataError(f"{ids} cannot be read ({problem}); one item id per line") from None
     names = [name.strip() for name in (names[:-1] if names[-1] == "" else names)]
-    if len(names) != len(matrix):
-        raise DataError(
-            f"E251 {file}: {len(matrix)} rows, but {ids} names {len(names)} items; both must "
-            "come from one run"
-        )
-    row_of = {name: row for row, name in enumerate(names)}
-    if len(row_of) < len(names):
-        twice = next(name for row, name in enumerate(names) if row_of[name] != row)
-        raise DataError(f"E261 {ids}: item {twice!r} is listed more than once; keep one row of it")
-    rows = np.array([row_of.get(item, -1) for item in dataset.item_ids])
-    if (rows < 0).all():
-        raise DataError(
-            f"E251 {ids}: none of its ids is an item of {dataset.name}, e.g. {names[0]!r} "
-            f"against {dataset.item_ids[0]!r}; the matrix belongs to another dataset"
-        )
-    ordered = np.zeros((len(rows), matrix.shape[1]), dtype=matrix.dtype)
-    ordered[rows >= 0] = matrix[rows[rows >= 0]]
-    return ordered
+    return rows_in_item_order(matrix, names, dataset.item_ids, file)
 
 
 def _sha256_file(path: Path) -> str:

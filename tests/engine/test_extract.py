@@ -157,9 +157,9 @@ def test_import_by_id(data, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("i00\ni01\n", "E251 .*12 rows, but .* names 2 items"),
+        ("i00\ni01\n", "E251 .*12 rows, but 2 item ids"),
         ("i00\n" * 12, "E261 .*'i00' is listed more than once"),
-        ("\n".join("abcdefghijkl"), "E251 .*none of its ids is an item of mine"),
+        ("\n".join("abcdefghijkl"), "E251 .*none of its item ids is in the dataset"),
     ],
 )
 def test_bad_ids(data, tmp_path, lines, message):
