@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -106,11 +107,15 @@ def warn_of_no_features(recipe: Recipe) -> None:
 
 
 def print_trained(trained: Sequence[Trained], output: str) -> None:
-    """Print every grid's trials, then one leaderboard per dataset of the chosen systems."""
+    """Print every grid's trials, then one leaderboard per dataset of the chosen systems.
+
+    As JSON this is always one document: a list where there is more than one of these.
+    """
     from mmbench.report.comparison import compare
     from mmbench.report.leaderboard import leaderboard, render
     from mmbench.report.listing import TrialRow, trials_table, trials_text
 
+    texts: list[str] = []
     for result in trained:
         if len(result.trials) > 1:
             chosen, metrics = result.chosen, result.recipe.shape.evaluation.parsed
@@ -118,7 +123,7 @@ def print_trained(trained: Sequence[Trained], output: str) -> None:
             if output == "table":
                 console.result(trials_table(rows, chosen.select_by, metrics))
             else:
-                console.text(trials_text(rows, chosen.select_by, metrics, output))
+                texts.append(trials_text(rows, chosen.select_by, metrics, output))
     wanted = list(
         dict.fromkeys(m for result in trained for m in result.recipe.shape.evaluation.metrics)
     )
@@ -127,7 +132,11 @@ def print_trained(trained: Sequence[Trained], output: str) -> None:
         if output == "table":
             console.result(leaderboard(comparison))
         else:
-            console.text(render(comparison, output))
+            texts.append(render(comparison, output))
+    if output == "json" and len(texts) > 1:
+        texts = [json.dumps([json.loads(text) for text in texts], indent=2)]
+    for text in texts:
+        console.text(text)
 
 
 def _by_comparability(trained: Sequence[Trained]) -> dict[str, list[Run]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +37,9 @@ def trials_text(
     if output == "json":
         return json.dumps([dict(zip(heads, row, strict=True)) for row in cells], indent=2)
     if output == "csv":
-        return "\n".join(",".join(_quoted(cell) for cell in row) for row in [heads, *cells])
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([heads, *cells])
+        return out.getvalue()
     return tabulate(cells, heads, tablefmt=TABULATE[output], floatfmt=".4f")
 
 
@@ -65,11 +69,6 @@ def _trials(
         test = [float(np.mean([np.nanmean(run.values(m)) for run in row.runs])) for m in metrics]
         cells.append([row.label, row.value, *test, row.chosen])
     return heads, cells
-
-
-def _quoted(cell: Any) -> str:
-    text = str(cell)
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n') else text
 
 
 def models_table(models: Mapping[str, str], recipes: Sequence[str]) -> Table:

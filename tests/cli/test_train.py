@@ -67,6 +67,13 @@ def test_a_grid_is_chosen_on_validation_and_every_trial_is_reported(
         "train", recipe, "--data-dir", tiny_data, "--runs-dir", "runs", "--format", "csv"
     )
     rows = list(csv.DictReader(io.StringIO(table.out.partition("\n\n")[0])))[:4]
+    document = json.loads(
+        mmbench(
+            "train", recipe, "--data-dir", tiny_data, "--runs-dir", "runs", "--format", "json"
+        ).out
+    )
+    assert len(document[0]) == 4
+    assert document[1]["systems"]
     best = max(rows, key=lambda row: float(row["valid recall@20"]))
     assert [row["chosen"] for row in rows].count("True") == 1
     assert best["chosen"] == "True"
