@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from mmbench.errors import DataError
 
 _SHOWN = 5
+MALFORMED_SHARE = 0.001
+"""Share of malformed lines up to which they are counted and skipped, not refused."""
 
 
 def read_bytes(path: Path, *, cure: str = "") -> bytes:
@@ -47,6 +49,7 @@ def read_delimited(
     quoted: bool = False,
     encoding: str = "utf-8",
     cure: str = "",
+    warnings: list[str] | None = None,
 ) -> pl.DataFrame:
     """Read a delimited text file as a frame of text columns, empty cells null.
 

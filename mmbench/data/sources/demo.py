@@ -22,8 +22,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmbench.data.demo_content import STYLES, THEMES, compose_text, draw_picture
 from mmbench.data.source import RawDataset, RawFeatures, Source, register_dataset
+from mmbench.data.sources.demo_content import STYLES, THEMES, compose_text, draw_picture
 from mmbench.seeding import stream
 
 Floats = NDArray[np.float64]

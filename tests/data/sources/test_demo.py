@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmbench.data.demo import Demo, DemoConfig, plant
-from mmbench.data.demo_content import STYLES, THEMES
 from mmbench.data.features import import_matrix
 from mmbench.data.source import DATASETS
+from mmbench.data.sources.demo import Demo, DemoConfig, plant
+from mmbench.data.sources.demo_content import STYLES, THEMES
 from mmbench.encoders.base import ENCODERS
 
 

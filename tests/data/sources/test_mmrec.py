@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mmbench.data.mmrec import MMRecFolder
 from mmbench.data.prepare import prepare
+from mmbench.data.sources.mmrec import MMRecFolder
 from mmbench.errors import ConfigError, DataError
 
 

@@ -1,0 +1,1 @@
+"""Getting raw files: over HTTP, out of archives, and pictures by their addresses."""
