@@ -10,25 +10,32 @@ from typing import Any
 import numpy as np
 
 from mmbench.data.cleaning import PrepareConfig, Report
-from mmbench.data.prepared import PreparedDataset
-from mmbench.data.splits import Labels, Rows, SplitRequest, make_split
+from mmbench.data.prepared import PreparedDataset, write_manifest
+from mmbench.data.splits import (
+    TEMPORAL,
+    TEST,
+    TRAIN,
+    VALID,
+    Labels,
+    MadeSplit,
+    Rows,
+    SplitRequest,
+    make_split,
+)
 from mmbench.data.statistics import tied_users
 from mmbench.data.store import not_writable, write_split
 from mmbench.errors import DataError
-from mmbench.runs import write_json
-
-_TEMPORAL = ("leave-one-out", "user-temporal", "global-temporal")
 
 
 def make_splits(
     requests: Sequence[SplitRequest], rows: Rows, config: PrepareConfig, report: Report
-) -> dict[str, tuple[Labels, dict[str, Any]]]:
-    """Labels and facts of each split by its name; what is odd about them goes into `report`."""
+) -> dict[str, MadeSplit]:
+    """Each split by its name; what is odd about them goes into `report`."""
     made = {}
     for request in requests:
-        label, facts = make_split(request, rows, config.seed)
-        _warn(request, rows, facts, config, report)
-        made[request.name] = (label, facts)
+        split = make_split(request, rows, config.seed)
+        _warn(request, rows, split, config, report)
+        made[request.name] = split
     return made
 
 
@@ -45,7 +52,7 @@ def add_splits(
         labels = np.asarray(dataset.split("imported").label)
     rows = Rows(
         dataset.user, dataset.item, dataset.timestamp, dataset.user_ids, dataset.item_ids,
-        labels, dataset.name,
+        labels, dataset.name, bool(dataset.manifest["facts"].get("has_order")),
     )  # fmt: skip
     config = PrepareConfig.model_validate(dataset.manifest["config"])
     made = make_splits(requests, rows, config, report)
@@ -54,15 +61,15 @@ def add_splits(
     root = dataset.root
     try:
         added = {
-            name: write_split(root, name, label, facts, dataset.fingerprint)
-            for name, (label, facts) in made.items()
+            name: write_split(root, name, split, dataset.fingerprint)
+            for name, split in made.items()
         }
         manifest = {
             **dataset.manifest,
             "splits": {**dataset.manifest["splits"], **added},
             "split_names": [*dataset.split_names, *added],
         }
-        write_json(root / "manifest.json", manifest)
+        write_manifest(root, manifest)
     except BaseException as error:
         # The manifest still is the old one; what it does not name must not lie about.
         for name in made:
@@ -85,20 +92,28 @@ def refuse_warnings(warnings: Sequence[str]) -> None:
 
 
 def _warn(
-    request: SplitRequest,
-    rows: Rows,
-    facts: Mapping[str, Any],
-    config: PrepareConfig,
-    report: Report,
+    request: SplitRequest, rows: Rows, split: MadeSplit, config: PrepareConfig, report: Report
 ) -> None:
-    users, (valid, test) = facts["users_without_train"], facts["rows_without_train"]
-    items = len(rows.item_ids) - facts["items_train"]
+    users = split.facts["users_without_train"]
+    if request.rule == "cold-items":
+        if users:  # that items have no training row is what was asked for
+            trained = np.zeros(len(rows.user_ids), dtype=bool)
+            trained[rows.user[split.label == TRAIN]] = True
+            untrained = split.label[~trained[rows.user]]
+            valid, test = (int((untrained == part).sum()) for part in (VALID, TEST))
+            report.warnings.append(
+                f"W273 split {request.name}: {users} users have no training row; {valid} valid "
+                f"and {test} test rows affected"
+            )
+        return
+    valid, test = split.facts["rows_without_train"]
+    items = len(rows.item_ids) - split.facts["items_train"]
     if users or items:
         report.warnings.append(
             f"W273 split {request.name}: {users} users and {items} items have no training row; "
             f"{valid} valid and {test} test rows affected"
         )
-    if request.rule in _TEMPORAL:
+    if request.rule in TEMPORAL and rows.has_timestamps:
         tied, _ = tied_users(rows.user, rows.timestamp)
         if tied:
             report.warnings.append(

@@ -31,6 +31,8 @@ from mmbench.runs import write_json
 SCHEMA = 1
 BLOCK_BYTES = 32 * 2**20
 """How much of a matrix is held in memory at a time while it is checked and written."""
+IMAGE_RECORD = np.dtype([("item", "S10"), ("vector", "<f4", (4096,))])
+"""One record of an `image_features_*.b` file: a product number and its vector, 16,394 bytes."""
 _ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(_[A-Za-z0-9.-]+)*")
 
 
@@ -88,17 +90,29 @@ def read_feature_manifest(root: Path, key: str) -> dict[str, Any] | None:
 
 
 def import_matrix(path: Path) -> NDArray[Any]:
-    """Open the feature matrix in a .npy file, memory-mapped where its type can stay.
+    """Open the feature matrix in a .npy or .b file, memory-mapped where its type can stay.
 
     float16 and float32 are kept; float64 and integers become float32. Objects are refused and
     never unpickled, since that would run code from the file.
 
     Returns:
-        float16 or float32 [rows, dim], finite.
+        float16 or float32 [rows, dim]; finite, where it is not a .b file.
 
     Raises:
         DataError: the file is missing, no .npy, damaged, or holds no finite numeric matrix.
     """
+    matrix = _open_records(path) if path.suffix == ".b" else _open_array(path)
+    _check_kind(matrix, str(path))
+    _check_rank(matrix, str(path))
+    narrow = matrix.dtype.newbyteorder("=") if matrix.dtype.itemsize <= 4 else np.dtype("f4")
+    dtype = narrow if matrix.dtype.kind == "f" else np.dtype(np.float32)
+    # Of the many records of a .b file few are wanted; those are checked when they are stored.
+    for start, block in _blocks(matrix, dtype) if path.suffix != ".b" else ():
+        _check_finite(matrix, start, block, str(path))
+    return matrix if matrix.dtype == dtype else matrix.astype(dtype)
+
+
+def _open_array(path: Path) -> NDArray[Any]:
     try:
         with path.open("rb") as file:
             magic = file.read(len(npy_format.MAGIC_PREFIX))
@@ -114,13 +128,30 @@ def import_matrix(path: Path) -> NDArray[Any]:
         raise DataError(
             f"E118 {path}: {reason}; save a numeric matrix with numpy.save(..., allow_pickle=False)"
         ) from None
-    _check_kind(matrix, str(path))
-    _check_rank(matrix, str(path))
-    narrow = matrix.dtype.newbyteorder("=") if matrix.dtype.itemsize <= 4 else np.dtype("f4")
-    dtype = narrow if matrix.dtype.kind == "f" else np.dtype(np.float32)
-    for start, block in _blocks(matrix, dtype):
-        _check_finite(matrix, start, block, str(path))
-    return matrix if matrix.dtype == dtype else matrix.astype(dtype)
+    return matrix
+
+
+def _open_records(path: Path) -> NDArray[Any]:
+    """The vectors of an image feature file of Amazon 2014, memory-mapped, [records, 4096]."""
+    return open_image_records(path)["vector"]
+
+
+def open_image_records(path: Path) -> NDArray[Any]:
+    """The records of an image feature file of Amazon 2014: `item` (10 bytes) and `vector`.
+
+    Raises:
+        DataError: the file is missing or not a whole number of records long.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"E101 {path} cannot be read ({error.strerror})") from error
+    if not size or size % IMAGE_RECORD.itemsize:
+        raise DataError(
+            f"E117 {path}: {size} bytes is not a multiple of {IMAGE_RECORD.itemsize}; truncated? "
+            "Fetch it again"
+        )
+    return np.memmap(path, dtype=IMAGE_RECORD, mode="r")
 
 
 def rows_with_content(matrix: NDArray[Any]) -> NDArray[np.bool_]:

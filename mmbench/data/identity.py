@@ -21,6 +21,8 @@ from mmbench.data.source import RawDataset
 from mmbench.data.store import sha256_ids
 from mmbench.errors import ConfigError, DataError, did_you_mean
 
+_GENERATORS = Path(__file__).with_name("sources")
+
 
 def effective_config(found: Found, given: PrepareConfig, raw: RawDataset) -> PrepareConfig:
     """The settings in force: explicit ones over the source's own over the general defaults."""
@@ -69,15 +71,16 @@ def source_identity(found: Found, raw: RawDataset, content: ItemContent) -> dict
     files = [*raw.files]
     if found.folder is None:
         # A generated dataset is a function of its generator's code.
-        code = Path(__file__).with_name(found.format.replace("-", "_"))
-        files = sorted(code.parent.glob(f"{code.name}*.py"))
-    base = found.folder or Path(__file__).parent
+        files = sorted(_GENERATORS.glob(f"{found.format.replace('-', '_')}*.py"))
+    base = found.folder or _GENERATORS
     pictures = content.signature() if found.folder is not None else []
     return {
         "format": found.format,
-        "root": str(found.folder.resolve()) if found.folder is not None else None,
-        "licence_note": found.source.terms,
-        "citation": found.source.citation,
+        "generated": found.folder is None,
+        "dataset": found.card.name if found.card is not None else None,
+        "licence_note": (found.card.terms if found.card is not None else "") or found.source.terms,
+        "citation": (found.card.citation if found.card is not None else "")
+        or found.source.citation,
         "files": [
             {
                 "path": path.relative_to(base).as_posix(),
@@ -103,9 +106,9 @@ def refuse_explicit_changes(root: Path, given: PrepareConfig) -> None:
         for key, value in explicit.items()
         if stored.get(key) != value
     ]
-    if manifest["source"]["root"] is None:
+    if manifest["source"]["generated"]:
         for file in manifest["source"]["files"]:
-            path = Path(__file__).with_name(file["path"])
+            path = _GENERATORS / file["path"]
             if not path.is_file() or sha256_file(path) != file["sha256"]:
                 differing.append(f"the generator {file['path']} has changed")
     _refuse(root, differing)

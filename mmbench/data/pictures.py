@@ -10,7 +10,7 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -40,28 +40,26 @@ class Picture:
     problem: str = ""
 
 
-def check_pictures(root: Path | None, paths: Sequence[str | None]) -> list[Picture]:
-    """Decode each picture once, in threads.
-
-    `paths` holds the path below `root` of each item's picture, or None; web addresses count as
-    missing.
+def check_paths(paths: Mapping[str, str]) -> None:
+    """Refuse picture paths, by item id, that lead out of the picture folder.
 
     Raises:
-        DataError: a path leads out of `root`.
+        DataError: one does.
     """
-    for row, path in enumerate(paths):
-        if path is not None and not is_address(path):
-            pure = PurePosixPath(path.replace("\\", "/"))
-            if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
-                raise DataError(
-                    f"E265 items row {row + 1}: image path '{path}' not allowed; it must lie "
-                    "below the image folder"
-                )
+    for item, path in paths.items():
+        pure = PurePosixPath(path.replace("\\", "/"))
+        if pure.is_absolute() or ".." in pure.parts or ":" in "".join(pure.parts[:1]):
+            raise DataError(
+                f"E265 item '{item}': image path '{path}' not allowed; it must lie below the "
+                "image folder"
+            )
 
-    def check(path: str | None) -> Picture:
-        if path is None or root is None or is_address(path):
-            return Picture("missing")
-        return check_picture(root / path)
+
+def check_pictures(paths: Sequence[Path | None]) -> list[Picture]:
+    """Decode each picture once, in threads; None counts as missing."""
+
+    def check(path: Path | None) -> Picture:
+        return Picture("missing") if path is None else check_picture(path)
 
     # Pillow warns of odd metadata; entered once here because threads share the filters.
     with warnings.catch_warnings():

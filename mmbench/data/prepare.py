@@ -6,9 +6,11 @@ complete folder, or adds splits to one, or finds it up to date, or leaves everyt
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -28,13 +30,15 @@ from mmbench.data.features import (
     rows_with_content,
     write_features,
 )
-from mmbench.data.finding import Found, find_source
+from mmbench.data.fetch.pictures import FetchedPictures, fetch_pictures
+from mmbench.data.finding import RAW, Found, find_source
 from mmbench.data.identity import (
     effective_config,
     refuse_changes,
     refuse_explicit_changes,
     source_identity,
 )
+from mmbench.data.obtaining import PICTURES, Fetching, obtain
 from mmbench.data.prepared import (
     SCHEMA,
     TEST,
@@ -43,6 +47,8 @@ from mmbench.data.prepared import (
     PreparedDataset,
     dataset_fingerprint,
     open_dataset,
+    read_manifest,
+    write_manifest,
 )
 from mmbench.data.source import RawDataset
 from mmbench.data.splits import Rows, SplitRequest
@@ -58,6 +64,9 @@ from mmbench.data.store import (
 from mmbench.errors import ConfigError, DataError
 from mmbench.runs import write_json
 
+_SIZE_SETTINGS = (
+    "min_rating", "dedup", "require", "when", "user_min", "item_min", "sample_users",
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -92,12 +101,14 @@ def prepare(
     data_dir: Path = Path("data"),
     force: bool = False,
     strict: bool = False,
+    fetching: Fetching | None = None,
 ) -> PrepareResult:
     """Prepare the dataset `name` below `data_dir`.
 
     Args:
         name: what the dataset is called, and the name of its folder.
-        source: folder of the raw files; sources that generate their data need none.
+        source: folder of the raw files; None for a dataset known by name, whose files are looked
+            for below `data_dir/_raw`, and for one that is generated.
         format: name of the source that reads the folder, or "auto" to recognise it.
         config: settings; those not set explicitly are the source's own defaults.
         splits: rules such as "leave-one-out" or "random-per-user:odd_to=valid"; the first is the
@@ -105,6 +116,7 @@ def prepare(
         data_dir: folder of the prepared datasets.
         force: replace an existing dataset of other settings, its feature sets included.
         strict: treat warnings as errors.
+        fetching: whether and how missing files may be fetched; by default nothing is.
 
     Raises:
         DataError: the files are missing, broken or contradict each other, or cannot be written.
@@ -119,31 +131,31 @@ def prepare(
     given = config or PrepareConfig()
     root = data_dir / name
     exists = (root / "manifest.json").exists()
+    fetching = fetching or Fetching()
     # Not even --force replaces what mmbench did not make.
     if root.exists() and not exists:
         raise DataError(
             f"E301 {root} exists and is no prepared dataset (it has no manifest.json); choose "
             "another name, or remove it yourself"
         )
-    if exists and not force and source is None and format == "auto":
+    if exists and not force and source is None and format == "auto" and not fetching.parts:
         refuse_explicit_changes(root, given)
         return _extend(root, requests, strict)
-    found = find_source(name, source, format)
-    # Files are read before anything is created; a generated dataset needs a place for its files.
-    raw = _read(found, root / ".scratch") if found.folder is not None else None
-    if exists and not force and raw is not None:
+    found = find_source(name, source, format, data_dir)
+    obtain(found, fetching)
+    with _scratch(data_dir) as scratch:
+        # Files are read before anything is created.
+        raw = _read(found, scratch)
         effective = effective_config(found, given, raw)
-        content = ItemContent(raw, effective.text_fields, found.origin)
-        refuse_changes(root, effective, source_identity(found, raw, content))
-        return _extend(root, requests, strict, notes=found.notes)
-    with writing(root) as partial:
-        scratch = partial / ".scratch"
-        scratch.mkdir()
-        raw = raw if raw is not None else found.source.read(None, scratch)
-        job = _Job(name, found, raw, effective_config(found, given, raw), requests, strict)
-        job.write(partial)
-        shutil.rmtree(scratch)
-        open_dataset(partial)
+        content = _content(found, raw, effective, name, data_dir, fetching)
+        if exists and not force:
+            _refuse_missing_pictures(root, fetching)
+            refuse_changes(root, effective, source_identity(found, raw, content))
+            return _extend(root, requests, strict, notes=found.notes)
+        with writing(root) as partial:
+            job = _Job(name, found, raw, effective, content, requests, strict)
+            job.write(partial)
+            open_dataset(partial)
     return PrepareResult(
         name=name,
         root=root,
@@ -153,6 +165,43 @@ def prepare(
         warnings=tuple(job.report.warnings),
         report=job.summary(),
     )
+
+
+@contextmanager
+def _scratch(data_dir: Path) -> Iterator[Path]:
+    """A folder for files that a source creates; they are gone when the block ends."""
+    # Matrices can be large and the system's own place for such files small.
+    usable = data_dir.is_dir() and os.access(data_dir, os.W_OK)
+    place = data_dir if usable else None
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=place) as folder:
+        yield Path(folder)
+
+
+def _content(
+    found: Found,
+    raw: RawDataset,
+    config: PrepareConfig,
+    name: str,
+    data_dir: Path,
+    fetching: Fetching,
+) -> ItemContent:
+    """The items of `raw`; pictures known by address lie, or are fetched, below the raw folder."""
+    folder = data_dir / RAW / (found.card.name if found.card is not None else name) / "images"
+
+    def fetch(addresses: Mapping[str, Sequence[str]], folder: Path) -> FetchedPictures:
+        return fetch_pictures(addresses, folder, fetching.web, fetching.watch)
+
+    wanted = PICTURES in fetching.parts
+    return ItemContent(raw, config.text_fields, found.origin, folder, fetch if wanted else None)
+
+
+def _refuse_missing_pictures(root: Path, fetching: Fetching) -> None:
+    lacking = int(read_manifest(root)["images"].get("not_fetched", 0))
+    if PICTURES in fetching.parts and lacking:
+        raise DataError(
+            f"E301 {root} was prepared without {lacking} pictures that have an address; pass "
+            "--force to prepare it anew with them"
+        )
 
 
 def _extend(
@@ -195,18 +244,17 @@ class _Job:
         found: Found,
         raw: RawDataset,
         config: PrepareConfig,
+        content: ItemContent,
         requests: list[SplitRequest],
         strict: bool,
     ) -> None:
         self.name, self.found, self.raw, self.config = name, found, raw, config
-        self.requests, self.strict, self.report = requests, strict, Report()
-        self.content = ItemContent(raw, config.text_fields, found.origin)
+        self.content, self.requests, self.strict, self.report = content, requests, strict, Report()
 
     def write(self, folder: Path) -> None:
         """Clean, split and write everything below `folder`, the manifest last."""
         raw, report = self.raw, self.report
         n_items = self._positional_items()
-        report.warnings += self.content.warnings
         data = clean(
             raw.interactions,
             self.config,
@@ -222,6 +270,8 @@ class _Job:
         lines = self.content.records(keys, data.item_ids)
         pictures = self.content.pictures(keys)
         texts, images, warnings, lists = describe_content(lines, pictures)
+        # What reading the items told is complete only now.
+        report.warnings[:0] = [*raw.warnings, *self.content.warnings]
         report.warnings += warnings
         report.samples |= lists
 
@@ -238,7 +288,7 @@ class _Job:
             ({"user": k, "id": user} for k, user in enumerate(data.user_ids)),
         )
         write_lines(folder / "items.jsonl", lines)
-        images |= self._keep_pictures(lines, folder)
+        mode, places = self._keep_pictures(lines, folder)
         rows = Rows(
             data.user, data.item, data.timestamp, data.user_ids, data.item_ids, data.label,
             self.found.origin,
@@ -250,19 +300,19 @@ class _Job:
         }
         for stored in raw.features:
             self._import_features(stored, folder, fingerprint, keys)
+        counts = count_rows(data.user, data.item, len(data.user_ids), len(data.item_ids))
+        self._compare_with_published(counts)
         if self.strict:
             refuse_warnings(report.warnings)
         manifest = {
             "schema": SCHEMA,
-            "tool": {"name": "mmbench", "version": _version()},
             "name": self.name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "source": source_identity(self.found, raw, self.content),
             "config": self.config.model_dump(mode="json"),
-            "counts": count_rows(data.user, data.item, len(data.user_ids), len(data.item_ids)),
+            "counts": counts,
             "time": _time_facts(data),
             "text": texts,
-            "images": images,
+            "images": {"mode": mode, **images},
             "arrays": arrays,
             "ids": ids,
             "fingerprint": fingerprint,
@@ -270,8 +320,16 @@ class _Job:
             "split_names": list(splits),
             "facts": dict(raw.facts),
         }
+        folder_given = self.found.folder
+        provenance = {
+            "tool": {"name": "mmbench", "version": _version()},
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "source": str(folder_given.resolve()) if folder_given is not None else None,
+            "pictures": places,
+        }
         write_json(folder / "report.json", self.summary())
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / "provenance.json", provenance)
+        write_manifest(folder, manifest)
 
     def summary(self) -> dict[str, Any]:
         """The content of report.json."""
@@ -279,7 +337,7 @@ class _Job:
         return {
             "steps": report.steps,
             "warnings": report.warnings,
-            "notes": [*self.found.notes, *report.notes],
+            "notes": report.notes,
             "samples": report.samples,
         }
 
@@ -329,16 +387,43 @@ class _Job:
                 "index; do not break ties by index"
             )
 
-    def _keep_pictures(self, lines: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
-        """Copy pictures that the source made; of others only their place is remembered."""
-        root = self.raw.image_root
-        if root is None:
-            return {"mode": "none", "root": None}
-        if self.found.folder is not None:
-            return {"mode": "referenced", "root": str(root.resolve())}
-        held = [line["image"] for line in lines if line["image_status"] not in ("missing",)]
-        copy_pictures(root, held, folder / "images")
-        return {"mode": "copied", "root": "images"}
+    def _keep_pictures(
+        self, lines: list[dict[str, Any]], folder: Path
+    ) -> tuple[str, dict[str, str]]:
+        """Copy pictures that the source made; of others only their places are remembered."""
+        root, fetched = self.raw.image_root, self.content.fetched
+        if self.found.folder is None and root is not None:
+            held = [line["image"] for line in lines if line["image_status"] not in ("missing",)]
+            copy_pictures(root, held, folder / "images")
+            return "copied", {"source": "images"}
+        places = {"source": str(root.resolve())} if root is not None else {}
+        if fetched is not None and any(line.get("image_from") == "fetched" for line in lines):
+            places["fetched"] = str(fetched.resolve())
+        return "referenced" if places else "none", places
+
+    def _compare_with_published(self, counts: Mapping[str, Any]) -> None:
+        """Tell whether the dataset has the size that others printed for it."""
+        card = self.found.card
+        if card is None:
+            return
+        now = self.config.model_dump(include=set(_SIZE_SETTINGS))
+        for published in card.published:
+            settings = {**self.found.source.defaults, **published.settings}
+            if (
+                PrepareConfig.model_validate(settings).model_dump(include=set(_SIZE_SETTINGS))
+                != now
+            ):
+                continue
+            printed = {key: getattr(published, key) for key in ("users", "items", "interactions")}
+            told = ", ".join(f"{number:,} {what}" for what, number in printed.items())
+            if all(counts[what] == number for what, number in printed.items()):
+                self.report.notes.append(f"the size is as published: {told} ({published.where})")
+            else:
+                self.report.warnings.append(
+                    f"W276 the size differs from the published {told} ({published.where}); the "
+                    "raw files may be of another version"
+                )
+            return
 
     def _import_features(
         self, stored: Any, folder: Path, fingerprint: str, keys: list[str]

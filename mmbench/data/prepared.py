@@ -1,12 +1,14 @@
 """The prepared dataset: its canonical folder, written once, opened memory-mapped.
 
 manifest.json            written last: a folder without it is unfinished
+provenance.json          when, where and by which version it was made, and where pictures lie:
+                         all that differs between two machines
 report.json              counts per cleaning step, warnings, samples of what was dropped
 interactions/*.npy       user, item (int32), timestamp (int64), rating (float32), source_row
 users.jsonl items.jsonl  line k describes index k
 splits/<name>/           label.npy (int8), split.json
 features/<modality>__<encoder>/
-images/                  pictures of sources that made them; else `images.root` names their place
+images/                  pictures of sources that made them; those of others stay in their place
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from mmbench.data.features import FeatureSet, load_features, stored_keys
 from mmbench.data.hashing import sha256_array
 from mmbench.errors import DataError, UnknownNameError
+from mmbench.runs import write_json
 
 SCHEMA = 1
 TRAIN, VALID, TEST, EXCLUDED = 0, 1, 2, 3
@@ -57,7 +60,7 @@ class PreparedDataset:
         user, item: int32 indices, ordered by user, then time.
         timestamp: int64 milliseconds UTC, -1 where unknown.
         rating: float32, NaN where unknown.
-        manifest: manifest.json of the folder.
+        manifest: manifest.json of the folder, and provenance.json under "provenance".
     """
 
     root: Path
@@ -135,11 +138,13 @@ class PreparedDataset:
     @property
     def image_paths(self) -> list[Path | None]:
         """Picture file of each item, None where it has none or it is unusable."""
-        place = self.manifest["images"]["root"]
-        # A relative root lies inside the dataset's folder, so that this one can be moved.
-        root = self.root / place if place else self.root
+        places = self.manifest["provenance"]["pictures"]
+        # A relative place lies inside the dataset's folder, so that this one can be moved.
+        roots = {key: self.root / place for key, place in places.items()}
         return [
-            root / str(line["image"]) if line["image_status"] == "ok" else None
+            roots[line.get("image_from", "source")] / str(line["image"])
+            if line["image_status"] == "ok"
+            else None
             for line in self.items
         ]
 
@@ -235,7 +240,17 @@ def read_manifest(root: Path) -> dict[str, Any]:
     for key in ("name", "counts", "arrays", "fingerprint", "splits", "split_names", "images"):
         if key not in manifest:
             raise DataError(f"E302 {path} is damaged ('{key}' is missing); {again}")
+    beside = root / "provenance.json"
+    try:
+        manifest["provenance"] = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"E302 {beside} cannot be read ({error}); {again}") from error
     return manifest
+
+
+def write_manifest(root: Path, manifest: Mapping[str, Any]) -> None:
+    """Store a manifest; what `read_manifest` put under "provenance" has a file of its own."""
+    write_json(root / "manifest.json", {k: v for k, v in manifest.items() if k != "provenance"})
 
 
 def read_column(path: Path, dtype: np.dtype[Any], n: int, sha256: str) -> NDArray[Any]:
@@ -295,16 +310,16 @@ def split_fingerprint(dataset: str, label: NDArray[np.int8]) -> str:
 
 def _not_prepared(name: str, data_dir: Path) -> DataError | UnknownNameError:
     # Late, because naming the sources reads their files and only an error needs it.
-    from mmbench.data.source import DATASETS
+    from mmbench.data.finding import find_known, known_names
 
     stored = sorted(path.parent.name for path in data_dir.glob("*/manifest.json"))
-    if name.replace("_", "-") in DATASETS.names():
+    if find_known(name) is not None:
         return DataError(
             f"dataset '{name}' is not prepared under {data_dir}. Run: mmbench prepare {name}"
         )
     return UnknownNameError(
         "dataset",
         name,
-        {*stored, *DATASETS.names()},
+        {*stored, *known_names()},
         hint=f"Prepare your own with: mmbench prepare {name} --source DIR",
     )

@@ -83,7 +83,10 @@ def describe(dataset: PreparedDataset) -> dict[str, Any]:
         "name": dataset.name,
         "root": str(dataset.root),
         "fingerprint": dataset.fingerprint,
-        "source": {key: manifest["source"][key] for key in ("format", "root", "licence_note")},
+        "source": {
+            **{key: manifest["source"][key] for key in ("format", "dataset", "licence_note")},
+            "root": manifest["provenance"]["source"],
+        },
         "config": manifest["config"],
         "counts": {**manifest["counts"], "sparsity": 1 - manifest["counts"]["density"]},
         "time": manifest["time"],

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 from PIL import Image
 
-from mmbench.data.pictures import check_picture, check_pictures, duplicate_groups
+from mmbench.data.pictures import check_paths, check_picture, check_pictures, duplicate_groups
 from mmbench.errors import DataError
 
 
@@ -52,9 +52,9 @@ def test_huge_dimensions_are_refused_before_decoding(tmp_path):
 def test_many_pictures_keep_their_order(tmp_path, write_picture):
     for k in range(40):
         write_picture(tmp_path / f"{k}.png", seed=k % 30)
-    paths = [f"{k}.png" for k in range(40)] + [None, "none.png", "https://x.org/a.jpg"]
-    found = check_pictures(tmp_path, paths)
-    assert [p.status for p in found] == ["ok"] * 40 + ["missing"] * 3
+    paths = [tmp_path / f"{k}.png" for k in range(40)] + [None, tmp_path / "none.png"]
+    found = check_pictures(paths)
+    assert [p.status for p in found] == ["ok"] * 40 + ["missing"] * 2
     assert found[3].sha256 == found[33].sha256 != found[4].sha256
     assert duplicate_groups(found) == [2] * 10
 
@@ -62,6 +62,6 @@ def test_many_pictures_keep_their_order(tmp_path, write_picture):
 @pytest.mark.parametrize(
     "path", ["../a.jpg", "/etc/a.jpg", "x/../../a.jpg", "..\\a.jpg", "C:\\a.jpg"]
 )
-def test_paths_stay_below_the_image_folder(tmp_path, path):
-    with pytest.raises(DataError, match=r"E265 items row 2: image path"):
-        check_pictures(tmp_path, [None, path])
+def test_paths_stay_below_the_image_folder(path):
+    with pytest.raises(DataError, match=r"E265 item 'b': image path"):
+        check_paths({"a": "x/a.jpg", "b": path})

@@ -38,6 +38,7 @@ def test_the_folder_is_the_canonical_form(raw, data):
         "x/" + name
         for name in (
             "manifest.json",
+            "provenance.json",
             "report.json",
             "users.jsonl",
             "items.jsonl",

@@ -182,7 +182,7 @@ def test_bad_item_tables_are_refused(write_table, make):
     with pytest.raises(DataError, match="1 rows without item_id"):
         make(folder, "y")
     write_table([("p", "../x.png")], "item_id,image", "items.csv")
-    with pytest.raises(DataError, match=r"E265 items row 1: image path '\.\./x\.png' not allowed"):
+    with pytest.raises(DataError, match=r"E265 item 'p': image path '\.\./x\.png' not allowed"):
         make(folder, "y")
 
 
