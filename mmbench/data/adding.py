@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 
 from mmbench.data.cleaning import PrepareConfig, Report
-from mmbench.data.prepared import PreparedDataset, write_manifest
+from mmbench.data.prepared import TEST, TRAIN, VALID, PreparedDataset, write_manifest
 from mmbench.data.splits import (
     TEMPORAL,
-    TEST,
-    TRAIN,
-    VALID,
     Labels,
     MadeSplit,
     Rows,

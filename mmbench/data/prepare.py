@@ -291,12 +291,12 @@ class _Job:
         mode, places = self._keep_pictures(lines, folder)
         rows = Rows(
             data.user, data.item, data.timestamp, data.user_ids, data.item_ids, data.label,
-            self.found.origin,
+            self.found.origin, bool(raw.facts.get("has_order")),
         )  # fmt: skip
         requests = self._requests(data)
         splits = {
-            key: write_split(folder, key, label, facts, fingerprint)
-            for key, (label, facts) in make_splits(requests, rows, self.config, report).items()
+            key: write_split(folder, key, split, fingerprint)
+            for key, split in make_splits(requests, rows, self.config, report).items()
         }
         for stored in raw.features:
             self._import_features(stored, folder, fingerprint, keys)

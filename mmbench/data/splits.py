@@ -5,6 +5,9 @@
     leave-one-out     by time: a user's last item tests, the one before validates
     user-temporal     the counts of random-per-user, rows in time order
     global-temporal   one cut in time for everybody, at the 0.8 and 0.9 quantiles
+    cold-items        all rows of a fifth of the items are held out, half of the items each
+    cold-sequences    leave-one-out; judged are the histories that end in an item of fewer than
+                      `below` training rows, at held-out positions or (`positions=all`) at any
     imported          the labels that came with the dataset, untouched
 
 A user with n rows under the per-user rules: n < 3 all train; 3 <= n < 10 one valid, one test;
@@ -14,14 +17,15 @@ way) or for test (`odd_to=valid`, LATTICE's). All counts are integer arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmbench.data.cold import Arrays, cases_of, draw_cold_items, rare_items
 from mmbench.data.hashing import byte_rank, hash_parts, pair_tails
 from mmbench.data.prepared import EXCLUDED, TEST, TRAIN, VALID
 from mmbench.errors import ConfigError, DataError, UnknownNameError
@@ -39,6 +43,7 @@ class Rows:
         user_ids, item_ids: raw id of each index.
         label: labels that came with the dataset, int8 [N], or None.
         origin: how messages call the dataset.
+        has_order: whether a user's rows are in the order of time though no time is known.
     """
 
     user: NDArray[np.int32]
@@ -48,6 +53,7 @@ class Rows:
     item_ids: list[str]
     label: Labels | None = None
     origin: str = "the dataset"
+    has_order: bool = False
 
     @property
     def has_timestamps(self) -> bool:
@@ -81,6 +87,14 @@ class SplitRequest:
             [self.rule, *(f"{key}-{value}" for key, value in sorted(self.params.items()))]
         )
 
+    @property
+    def may_lack_training(self) -> bool:
+        """Whether users may have held-out rows and no training row under this rule.
+
+        Such rules look at no user: the cut is through all rows, through time, or through items.
+        """
+        return self.rule in _UNTRAINED or self.params.get("drop_new_users") is False
+
     @classmethod
     def parse(cls, text: str) -> SplitRequest:
         """Read `text`; parameters that equal the default are left out.
@@ -111,11 +125,51 @@ class SplitRequest:
         return cls(rule, params)
 
 
-def make_split(request: SplitRequest, rows: Rows, seed: int) -> tuple[Labels, dict[str, Any]]:
-    """Label every row by the rule of `request`; `seed` serves where the request names none.
+@dataclass(frozen=True)
+class MadeSplit:
+    """A split that is to be stored.
 
-    Returns:
-        labels int8 [N], and the facts of the split for its manifest.
+    Attributes:
+        label: int8 [N].
+        facts: what its manifest says of it.
+        arrays: what it stores beside the labels, by file name; see `mmbench.data.cold`.
+    """
+
+    label: Labels
+    facts: dict[str, Any]
+    arrays: Arrays = field(default_factory=dict)
+
+
+def with_seeds(requests: Sequence[SplitRequest], seeds: Sequence[int]) -> list[SplitRequest]:
+    """Each request once per seed where its rule draws at random and it names no seed itself.
+
+    Requests that come out twice are kept once.
+
+    Raises:
+        ConfigError: there is nothing to seed, or a seed is negative or no whole number.
+    """
+    seeded = [rule for rule, known in _PARAMETERS.items() if "seed" in known]
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ConfigError(f"E274 split seed {seed!r} must be a whole number from 0")
+    if not seeds:
+        return list(requests)
+    if not any(request.rule in seeded for request in requests):
+        raise ConfigError(
+            "E274 split seeds were given, but no requested split draws at random; add one of "
+            + ", ".join(f"--split {rule}" for rule in seeded)
+        )
+    expanded: dict[str, SplitRequest] = {}
+    for request in requests:
+        takes_seed = request.rule in seeded and "seed" not in request.params
+        for params in [{"seed": seed} for seed in seeds] if takes_seed else [{}]:
+            one = SplitRequest(request.rule, {**request.params, **params})
+            expanded[one.name] = one
+    return list(expanded.values())
+
+
+def make_split(request: SplitRequest, rows: Rows, seed: int) -> MadeSplit:
+    """Label every row by the rule of `request`; `seed` serves where the request names none.
 
     Raises:
         DataError: the rule needs times or labels that the dataset does not have.
@@ -127,7 +181,14 @@ def make_split(request: SplitRequest, rows: Rows, seed: int) -> tuple[Labels, di
     label = RULES[request.rule](rows, **params)
     own = {key: value for key, value in params.items() if key != "seed"}
     facts = {"rule": request.rule, "seed": params.get("seed"), "params": own}
-    return label, {**facts, **split_facts(rows, label)}
+    facts |= split_facts(rows, label)
+    arrays: dict[str, NDArray[np.int32]] = {}
+    if request.rule in _COLD:
+        arrays, contract = _COLD[request.rule](rows, label, **params)
+        facts |= {"candidates": ["all", "cold"], **contract}
+    else:
+        facts["candidates"] = ["all"]
+    return MadeSplit(label, facts, arrays)
 
 
 def split_facts(rows: Rows, label: Labels) -> dict[str, Any]:
@@ -197,7 +258,7 @@ def random_global(rows: Rows, *, seed: int) -> Labels:
 
 def leave_one_out(rows: Rows) -> Labels:
     """A user's last row by time tests, the one before validates; fewer than 3 rows all train."""
-    _need_times(rows, "leave-one-out")
+    _need_order(rows, "leave-one-out")
     counts = np.bincount(rows.user, minlength=len(rows.user_ids))
     one = (counts >= 3).astype(np.int64)
     return _label_by_position(rows, np.arange(rows.user.size), one, one)
@@ -205,7 +266,7 @@ def leave_one_out(rows: Rows) -> Labels:
 
 def user_temporal(rows: Rows, *, odd_to: str) -> Labels:
     """The counts of `random_per_user`, in time order."""
-    _need_times(rows, "user-temporal")
+    _need_order(rows, "user-temporal")
     counts = np.bincount(rows.user, minlength=len(rows.user_ids))
     return _label_by_position(rows, np.arange(rows.user.size), *held_out_counts(counts, odd_to))
 
@@ -224,6 +285,61 @@ def global_temporal(rows: Rows, *, drop_new_users: bool) -> Labels:
         known = _present(rows.user[label == TRAIN], len(rows.user_ids))
         label[~known[rows.user]] = EXCLUDED
     return label
+
+
+def cold_items(rows: Rows, *, seed: int) -> Labels:
+    """All rows of a fifth of the items are held out, chosen by hash (LATTICE's rule).
+
+    Drawn from are the items that have a row. Users may be left without a training row.
+    """
+    present = np.flatnonzero(_present(rows.item, len(rows.item_ids)))
+    part = np.full(len(rows.item_ids), TRAIN, dtype=np.int8)
+    valid, test = draw_cold_items(present, rows.item_ids, seed)
+    part[valid], part[test] = VALID, TEST
+    return part[rows.item]
+
+
+def _cold_items(rows: Rows, label: Labels, *, seed: int) -> tuple[Arrays, dict[str, Any]]:
+    valid, test = (np.unique(rows.item[label == part]) for part in (VALID, TEST))
+    cases = {"valid": int((label == VALID).sum()), "test": int((label == TEST).sum())}
+    return (
+        {"cold_items": np.sort(np.concatenate([valid, test])).astype(np.int32)},
+        {
+            "cold_items": valid.size + test.size,
+            "cold_items_in": {"valid": valid.size, "test": test.size},
+            "cold_cases": cases,
+        },
+    )
+
+
+def cold_sequences(rows: Rows, *, below: int, positions: str) -> Labels:
+    """Labels of `leave_one_out`; the parameters say which of its histories are judged."""
+    _need_order(rows, "cold-sequences")
+    return leave_one_out(rows)
+
+
+def _cold_sequences(
+    rows: Rows, label: Labels, *, below: int, positions: str
+) -> tuple[Arrays, dict[str, Any]]:
+    """The cold items and the cases of a `cold-sequences` split (MMSR's rule).
+
+    With `positions=all` training rows are among the cases, as the paper's "complete sequence"
+    can be read; their targets were seen in training.
+    """
+    cold = rare_items(rows.item[label == TRAIN], len(rows.item_ids), below)
+    is_cold = _present(cold, len(rows.item_ids))
+    is_case = is_cold[rows.item]
+    if positions == "heldout":
+        is_case &= label != TRAIN
+    cases, at = cases_of(rows.user, is_case)
+    counts = np.bincount(label[at], minlength=TEST + 1).tolist()
+    return (
+        {"cold_items": cold, "cold_cases": cases},
+        {
+            "cold_items": cold.size,
+            "cold_cases": dict(zip(("train", "valid", "test"), counts, strict=True)),
+        },
+    )
 
 
 def time_cuts(timestamp: NDArray[np.int64]) -> tuple[float, float]:
@@ -248,17 +364,40 @@ def imported(rows: Rows) -> Labels:
     return rows.label.astype(np.int8)
 
 
+def _need_order(rows: Rows, rule: str) -> None:
+    if not rows.has_order:
+        _need_times(rows, rule)
+
+
 def _need_times(rows: Rows, rule: str) -> None:
-    if not rows.has_timestamps:
+    if rows.has_timestamps:
+        return
+    if rows.has_order:
         raise DataError(
-            f"E271 {rule} needs timestamps; {rows.origin} has none. Use --split random-per-user"
+            f"E271 {rule} needs timestamps; {rows.origin} has only the order of each user's "
+            "interactions. Use --split leave-one-out"
         )
+    raise DataError(
+        f"E271 {rule} needs timestamps; {rows.origin} has none. Use --split random-per-user"
+    )
 
 
 def _odd_to(value: str) -> str:
     if value not in ("test", "valid"):
         raise ValueError("test or valid")
     return value
+
+
+def _positions(value: str) -> str:
+    if value not in ("heldout", "all"):
+        raise ValueError("heldout or all")
+    return value
+
+
+def _threshold(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError("a whole number from 1")
+    return int(value)
 
 
 def _seed(value: str) -> int:
@@ -280,7 +419,15 @@ RULES: dict[str, Callable[..., Labels]] = {
     "leave-one-out": leave_one_out,
     "user-temporal": user_temporal,
     "global-temporal": global_temporal,
+    "cold-items": cold_items,
+    "cold-sequences": cold_sequences,
 }
+_COLD: dict[str, Callable[..., tuple[Arrays, dict[str, Any]]]] = {
+    "cold-items": _cold_items,
+    "cold-sequences": _cold_sequences,
+}
+TEMPORAL = frozenset({"leave-one-out", "user-temporal", "global-temporal", "cold-sequences"})
+"""Rules under which the order of a user's interactions decides."""
 _PARAMETERS: dict[str, dict[str, tuple[Any, Callable[[str], Any]]]] = {
     "imported": {},
     "random-per-user": {"odd_to": ("test", _odd_to), "seed": (None, _seed)},
@@ -288,4 +435,7 @@ _PARAMETERS: dict[str, dict[str, tuple[Any, Callable[[str], Any]]]] = {
     "leave-one-out": {},
     "user-temporal": {"odd_to": ("test", _odd_to)},
     "global-temporal": {"drop_new_users": (True, _flag)},
+    "cold-items": {"seed": (None, _seed)},
+    "cold-sequences": {"below": (10, _threshold), "positions": ("heldout", _positions)},
 }
+_UNTRAINED = frozenset({"imported", "random-global", "cold-items"})

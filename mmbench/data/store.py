@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mmbench.data.hashing import sha256_array
 from mmbench.data.prepared import split_fingerprint
-from mmbench.data.splits import Labels
+from mmbench.data.splits import MadeSplit
 from mmbench.errors import DataError
 from mmbench.runs import write_json
 
@@ -120,9 +120,7 @@ def sha256_ids(ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
-def write_split(
-    root: Path, name: str, label: Labels, facts: Mapping[str, Any], dataset: str
-) -> dict[str, Any]:
+def write_split(root: Path, name: str, split: MadeSplit, dataset: str) -> dict[str, Any]:
     """Store one split below `root` by a rename and return its facts with hashes.
 
     `dataset` is the dataset's fingerprint.
@@ -131,19 +129,33 @@ def write_split(
     partial = folder.with_name(f".{name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        sha256 = write_array(partial / "label.npy", label)
+        sha256 = write_array(partial / "label.npy", split.label)
+        arrays = {
+            key: write_array(partial / f"{key}.npy", array) for key, array in split.arrays.items()
+        }
         full = {
-            **facts,
+            **split.facts,
             "name": name,
             "label_sha256": sha256,
-            "fingerprint": split_fingerprint(dataset, label),
+            "fingerprint": _fingerprint(dataset, split, arrays),
         }
+        if arrays:
+            full["arrays"] = arrays
         write_json(partial / "split.json", full)
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that died before the manifest
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return full
+
+
+def _fingerprint(dataset: str, split: MadeSplit, arrays: Mapping[str, str]) -> str:
+    """Hash that results cite: what is judged depends on the arrays as well as on the labels."""
+    of_labels = split_fingerprint(dataset, split.label)
+    if not arrays:
+        return of_labels
+    parts = [of_labels, *(f"{key} {sha256}" for key, sha256 in sorted(arrays.items()))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def copy_pictures(root: Path, paths: Iterable[str], folder: Path) -> None:

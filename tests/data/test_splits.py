@@ -34,7 +34,7 @@ def rows_of(counts, times=None, label=None):
 
 
 def label_of(text, rows, seed=42):
-    return make_split(SplitRequest.parse(text), rows, seed)[0]
+    return make_split(SplitRequest.parse(text), rows, seed).label
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,12 @@ def test_every_rule_labels_each_row_once_and_leaves_no_user_untrained(counts, se
     for rule in RULES:
         if rule == "imported":
             continue
-        label, facts = make_split(SplitRequest.parse(rule), rows, seed % 1000)
+        request = SplitRequest.parse(rule)
+        made = make_split(request, rows, seed % 1000)
+        label, facts = made.label, made.facts
         assert label.shape == rows.user.shape
         assert sum(facts["rows"]) == label.size
-        if rule != "random-global":  # it looks at no user
+        if not request.may_lack_training:
             held_out = np.unique(rows.user[(label == VALID) | (label == TEST)])
             assert np.isin(held_out, rows.user[label == TRAIN]).all()
             assert facts["users_without_train"] == 0
@@ -130,13 +132,16 @@ def test_global_cut_is_at_the_quantiles_and_leaves_new_users_out():
     rows = rows_of([8, 2], times=times)
     assert time_cuts(times) == pytest.approx((10**12 + 7.2, 10**12 + 8.1), abs=1e-3)
     assert label_of("global-temporal:drop_new_users=false", rows).tolist() == [0] * 8 + [1, 2]
-    label, facts = make_split(SplitRequest.parse("global-temporal"), rows, 42)
+    made = make_split(SplitRequest.parse("global-temporal"), rows, 42)
+    label, facts = made.label, made.facts
     assert label.tolist() == [0] * 8 + [EXCLUDED] * 2  # user 1 starts after the cut
     assert facts["rows"] == [8, 0, 0, 2]
     assert facts["params"] == {"drop_new_users": True}
 
 
-@pytest.mark.parametrize("rule", ["leave-one-out", "user-temporal", "global-temporal"])
+@pytest.mark.parametrize(
+    "rule", ["leave-one-out", "user-temporal", "global-temporal", "cold-sequences"]
+)
 def test_temporal_rules_need_times(rule):
     with pytest.raises(DataError, match=f"E271 {rule} needs timestamps; raw has none"):
         label_of(rule, rows_of([5]))
@@ -144,7 +149,8 @@ def test_temporal_rules_need_times(rule):
 
 def test_imported_labels_are_untouched():
     rows = rows_of([3, 3], label=[0, 1, 2, 2, 0, 0])
-    label, facts = make_split(SplitRequest.parse("imported"), rows, 42)
+    made = make_split(SplitRequest.parse("imported"), rows, 42)
+    label, facts = made.label, made.facts
     assert label.tolist() == [0, 1, 2, 2, 0, 0]
     assert facts["rows"] == [3, 1, 2, 0]
     with pytest.raises(DataError, match="E222 imported split has no valid rows"):
@@ -163,7 +169,7 @@ def test_facts_count_what_training_never_saw():
         ["p", "q", "r", "s"],
         np.array([0, 0, 2, 1, 2], dtype=np.int8),
     )
-    facts = make_split(SplitRequest.parse("imported"), rows, 42)[1]
+    facts = make_split(SplitRequest.parse("imported"), rows, 42).facts
     assert facts["users"] == [1, 1, 2]
     assert facts["items_train"] == 2
     assert (facts["items_unseen_in_valid"], facts["items_unseen_in_test"]) == (0, 1)
