@@ -36,6 +36,12 @@ def result(renderable: Any) -> None:
     out.print(renderable)
 
 
+def notice(renderable: Any) -> None:
+    """Print a rich renderable to stderr, for what is to be read before an answer."""
+    if not _quiet:
+        err.print(renderable)
+
+
 def text(line: str) -> None:
     """Print plain text to stdout, unwrapped and unstyled, as other programs read it."""
     sys.stdout.write(line if line.endswith("\n") else line + "\n")

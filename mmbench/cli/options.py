@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from mmbench.errors import ConfigError
+
 MOST_SEEDS = 1000
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,6 +40,33 @@ class Seeds(click.ParamType):  # type: ignore[type-arg]  # generic in the newest
                 self.fail(f"{value!r} is more than {MOST_SEEDS} seeds", param, ctx)
             seeds += range(int(first), int(first) + count)
         return tuple(seeds)
+
+
+class Counts(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """Whole numbers from 1 joined by commas; K and M stand for thousands and millions."""
+
+    name = "counts"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Read "10K,20000" as (10000, 20000)."""
+        if isinstance(value, tuple):
+            return value
+        from mmbench.data.cleaning import parse_count
+
+        try:
+            return tuple(parse_count(part) for part in str(value).split(","))
+        except ConfigError as problem:
+            self.fail(str(problem), param, ctx)
+
+
+def count_text(count: int) -> str:
+    """A number as it stands in names: 20000 as "20k"."""
+    for unit, letter in ((10**6, "m"), (10**3, "k")):
+        if count % unit == 0:
+            return f"{count // unit}{letter}"
+    return str(count)
 
 
 class FiniteRange(click.FloatRange):

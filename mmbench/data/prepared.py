@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmbench.data.cold import read_cold
 from mmbench.data.features import FeatureSet, load_features, stored_keys
 from mmbench.data.hashing import sha256_array
 from mmbench.errors import DataError, UnknownNameError
@@ -114,6 +115,15 @@ class PreparedDataset:
         path = self.root / "splits" / name / "label.npy"
         label = read_column(path, np.dtype("i1"), self.user.size, facts["label_sha256"])
         return Split(name, label, str(facts["fingerprint"]), facts)
+
+    def cold(self, name: str | None = None) -> dict[str, NDArray[np.int32]]:
+        """What a cold split stores beside its labels: see `mmbench.data.cold`; else empty.
+
+        Raises:
+            UnknownNameError, DataError: as `split`.
+        """
+        split = self.split(name)
+        return read_cold(self.root / "splits" / split.name, split.facts)
 
     @cached_property
     def user_ids(self) -> list[str]:

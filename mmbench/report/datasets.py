@@ -16,13 +16,57 @@ _STEPS = ("min", "q25", "median", "mean", "q75", "max")
 def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Datasets and layouts: name, kind, whether prepared, and what they are."""
     table = _table("Datasets and layouts", "name", "kind", "here", "what it is")
-    table.caption = "a layout reads any DIR: mmbench prepare NAME --source DIR"
+    table.columns[0].no_wrap = True
+    table.columns[1].no_wrap = True
+    table.width = _WIDTH
+    table.caption = (
+        "a layout reads any DIR: mmbench prepare NAME --source DIR\n"
+        "by hand: the site asks for an account or a form; prepare NAME says which files\n"
+        "more of one: mmbench prepare NAME --about"
+    )
     for row in rows:
-        kind = row["kind"] + (
-            " (needs --source)" if row["kind"] == "dataset" and row["needs_source"] else ""
-        )
+        kind = "by hand" if row.get("by_hand") else row["kind"]
         table.add_row(row["name"], kind, "yes" if row["prepared"] else "", escape(row["about"]))
     return table
+
+
+def card_tables(card: Any) -> Iterator[Table]:
+    """The tables of `mmbench prepare NAME --about`; `card` is a `mmbench.data.cards.Card`."""
+    table = _table(f"{card.name}: {card.title}", "", "")
+    table.show_header = False
+    table.width = _WIDTH
+    facts = {
+        "also called": ", ".join(card.aliases),
+        "page": card.page,
+        "terms": card.terms,
+        "cite": card.citation,
+        "by hand": card.by_hand.format(folder=f"DATA_DIR/_raw/{card.name}"),
+    }
+    for key, value in facts.items():
+        if value:
+            table.add_row(key, escape(value))
+    for published in card.published:
+        settings = ", ".join(f"{key} {value}" for key, value in published.settings.items())
+        table.add_row(
+            "published",
+            escape(
+                f"{published.users:,} users, {published.items:,} items, "
+                f"{published.interactions:,} interactions ({published.where}"
+                + (f"; {settings})" if settings else ")")
+            ),
+        )
+    yield table
+    if not card.files:
+        return
+    table = _table("Files", "part", "file", "SHA-256", "addresses")
+    table.width = _WIDTH
+    table.caption = "core is always fetched; other parts with --with PART"
+    for file in card.files:
+        size = f" ({file.bytes:,} bytes)" if file.bytes is not None else ""
+        known = file.sha256[:16] if file.sha256 else "not known"
+        addresses = "\n".join(file.addresses)
+        table.add_row(file.part, escape(file.path) + size, known, escape(addresses))
+    yield table
 
 
 def summary_line(facts: Mapping[str, Any], status: str) -> str:
@@ -75,7 +119,8 @@ def _overview(facts: Mapping[str, Any]) -> Table:
         table.add_row("time", "none")
     settings = [f"{k} {v}" for k, v in facts["config"].items() if v is not None]
     table.add_row("settings", escape(", ".join(settings)))
-    table.add_row("source", escape(f"{source['format']}: {source['root'] or 'generated'}"))
+    origin = source["dataset"] or source["format"]
+    table.add_row("source", escape(f"{origin}: {source['root'] or 'generated'}"))
     if source["licence_note"]:
         table.add_row("terms", escape(source["licence_note"]))
     for key, value in facts["facts"].items():
@@ -121,9 +166,13 @@ def _coverage(facts: Mapping[str, Any]) -> Table:
     )
     table.add_row("text", f"{text['ok']:,}", f"{text['ok'] / n_items:.1%}", about)
     bad = [f"{images[key]:,} {key}" for key in ("corrupt", "placeholder") if images[key]]
+    why = {"not_fetched": "not fetched", "failed": "could not be fetched"}
+    bad += [f"{images[key]:,} {words}" for key, words in why.items() if images[key]]
     if images["duplicate_groups"]:
         bad.append(f"{images['duplicate_groups']:,} groups of equal ones")
     table.add_row("pictures", f"{images['ok']:,}", f"{images['ok'] / n_items:.1%}", ", ".join(bad))
+    if images["not_fetched"]:
+        table.caption = f"fetch pictures: mmbench prepare {facts['name']} --with pictures --force"
     return table
 
 
