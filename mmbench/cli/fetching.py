@@ -16,7 +16,8 @@ from mmbench import console
 
 if TYPE_CHECKING:
     from mmbench.data.cards import Card
-    from mmbench.data.fetch.download import Plan, Watch
+    from mmbench.data.fetch.download import Plan
+    from mmbench.data.fetch.web import Watch
 
 
 class Consent:

@@ -173,7 +173,7 @@ def prepare(
         _print_card(name, as_json)
         return
     # Imported here because polars and the image decoders take a while and --help must not wait.
-    from mmbench.data.fetch.download import Web
+    from mmbench.data.fetch.web import Web
     from mmbench.data.obtaining import Fetching
     from mmbench.data.presets import Preset, find_preset
 

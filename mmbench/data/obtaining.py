@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mmbench.data.cards import Card, RemoteFile
-from mmbench.data.fetch.download import Plan, Watch, Web, download, missing_files, nobody, plan
+from mmbench.data.fetch.download import Plan, download, missing_files, plan
+from mmbench.data.fetch.web import Watch, Web, nobody
 from mmbench.data.finding import Found
 from mmbench.errors import DataError, UnknownNameError
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -14,17 +15,20 @@ _STEPS = ("min", "q25", "median", "mean", "q75", "max")
 
 
 def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Datasets and layouts: name, kind, whether prepared, and what they are."""
-    table = _table("Datasets and layouts", "name", "kind", "here", "what it is")
-    table.columns[0].no_wrap = True
-    table.columns[1].no_wrap = True
+    """Datasets and layouts, one line each: name, kind, whether prepared, and what they are."""
+    table = _table("Datasets, then layouts", "name", "kind", "here", "what it is")
     table.width = _WIDTH
+    table.box = SIMPLE_HEAD
+    longest = max((len(row["name"]) for row in rows), default=4)
+    for column, width in zip(table.columns, (min(longest, 30), 7, 4, None), strict=True):
+        column.no_wrap, column.overflow, column.min_width = True, "ellipsis", width
+    table.columns[3].ratio = 1  # the rest of the line
     table.caption = (
-        "a layout reads any DIR: mmbench prepare NAME --source DIR\n"
-        "by hand: the site asks for an account or a form; prepare NAME says which files\n"
-        "more of one: mmbench prepare NAME --about"
+        "by hand: the site asks for a login or a form; prepare NAME says which files\n"
+        "layout: reads any folder of that form; mmbench prepare NAME --source DIR\n"
+        "more of a dataset: mmbench prepare NAME --about"
     )
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["kind"] == "layout"):
         kind = "by hand" if row.get("by_hand") else row["kind"]
         table.add_row(row["name"], kind, "yes" if row["prepared"] else "", escape(row["about"]))
     return table
