@@ -20,7 +20,7 @@ import polars as pl
 from mmbench.data.cards import Card
 from mmbench.data.source import RawDataset, Source, register_dataset
 from mmbench.data.sources.agreement import check_ids_meet
-from mmbench.data.sources.blocks import BlockTable, read_days
+from mmbench.data.sources.block_table import BlockTable, read_days
 from mmbench.data.sources.folders import find_home, list_pictures, need_home, refuse_web_page
 from mmbench.data.tables import need_columns, read_delimited
 
@@ -132,7 +132,9 @@ def _read_purchases(path: Path, warnings: list[str]) -> pl.DataFrame:
     Of a row only the day, the item and a number for the customer are kept. The million different
     customer ids are held once, and the rows of the result point to them.
     """
-    table = BlockTable(path, ",", ("t_dat", "customer_id", "article_id"), cure=_CURE)
+    table = BlockTable(
+        path, ",", ("t_dat", "customer_id", "article_id"), cure=_CURE, warnings=warnings
+    )
     customers = pl.DataFrame(schema={"user": pl.String, "code": pl.Int32})
     blocks = []
     for block, lines in table:
@@ -147,7 +149,6 @@ def _read_purchases(path: Path, warnings: list[str]) -> pl.DataFrame:
         blocks.append(
             pl.DataFrame({"code": coded["code"], "item": block["article_id"], "timestamp": days})
         )
-    table.finish(warnings)
     rows = pl.concat(blocks)
     return rows.select(
         customers["user"].gather(rows["code"]).alias("user"),

@@ -17,7 +17,7 @@ import polars as pl
 from mmbench.data.cards import Card
 from mmbench.data.source import RawDataset, Source, register_dataset
 from mmbench.data.sources.agreement import check_ids_meet
-from mmbench.data.sources.blocks import BlockTable, read_days
+from mmbench.data.sources.block_table import BlockTable, read_days
 from mmbench.data.sources.folders import (
     find_file,
     find_home,
@@ -111,7 +111,7 @@ class Taobao(Source):
 
 def _read_history(path: Path, warnings: list[str]) -> pl.DataFrame:
     columns = ("user", "item", "day")
-    table = BlockTable(path, " ", columns, columns=columns, cure=_CURE)
+    table = BlockTable(path, " ", columns, columns=columns, cure=_CURE, warnings=warnings)
     blocks = [
         block.select(
             "user",
@@ -122,5 +122,4 @@ def _read_history(path: Path, warnings: list[str]) -> pl.DataFrame:
         )
         for block, lines in table
     ]
-    table.finish(warnings)
     return pl.concat(blocks)

@@ -1,6 +1,12 @@
+import io
+import zipfile
+from pathlib import Path
+
 import pytest
 
 from mmbench.data.prepare import prepare
+from mmbench.data.prepared import open_dataset
+from mmbench.data.sources.movielens_100k import MovieLens100K
 from mmbench.errors import DataError
 
 FLAGS = (
@@ -91,6 +97,81 @@ def test_broken_files_are_refused(tmp_path, folder, name, content, message):
         prepare("movielens-100k", source=folder, data_dir=tmp_path / "data")
 
 
-def test_without_its_files_it_says_where_they_are(tmp_path):
-    with pytest.raises(DataError, match=r"E104 movielens-100k .* pass --source DIR.*ml-100k\.zip"):
-        prepare("movielens-100k", data_dir=tmp_path)
+def test_the_archive_may_lie_unpacked_one_folder_deeper(tmp_path, folder):
+    """As the download leaves it, with texts and posters put beside the folder of the archive."""
+    inner = tmp_path / "_raw" / "ml-100k"
+    inner.mkdir(parents=True)
+    for name in ("u.data", "u.item"):
+        (folder / name).rename(inner / name)
+    for name in ("tmdb.csv", "posters"):
+        (folder / name).rename(inner.parent / name)
+    assert MovieLens100K.recognises(inner.parent)
+    dataset = prepare("ml-100k", source=inner.parent, data_dir=tmp_path / "data").dataset
+    assert dataset.texts[2] == "Casino (1995). Drama. No one stays at the top forever.. Greed."
+    assert dataset.image_paths[0] == inner.parent / "posters/1.jpg"
+
+
+def test_a_packed_archive_is_to_be_unzipped(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/ml-100k.zip").write_bytes(b"PK")
+    assert not MovieLens100K.recognises(tmp_path / "raw")
+    with pytest.raises(
+        DataError, match=r"E101 u\.data not found .*ml-100k\.zip lies there still p"
+    ):
+        MovieLens100K().read(tmp_path / "raw", tmp_path)
+
+
+def test_films_that_nobody_rated_and_raters_without_films_must_share_an_id(tmp_path, folder):
+    (folder / "u.item").write_text("\n".join(film(k, f"Film {k}") for k in (7, 8)) + "\n")
+    with pytest.raises(DataError, match=r"E266 none of the 2 item ids of .*u\.item occurs in u\.d"):
+        prepare("movielens-100k", source=folder, data_dir=tmp_path / "data")
+
+
+def test_a_film_listed_twice_with_another_title_is_refused(tmp_path, folder):
+    films = [film(1, "One"), film(1, "Another"), film(2, "Two"), film(3, "Three")]
+    (folder / "u.item").write_text("\n".join(films) + "\n")
+    with pytest.raises(DataError, match=r"E261 .*'1' listed 2 times with different content"):
+        prepare("movielens-100k", source=folder, data_dir=tmp_path / "data")
+
+
+def test_an_empty_overview_and_a_title_called_null_are_what_they_are(tmp_path, folder):
+    films = [film(1, "null"), film(2, "NA"), film(3, "Nannies (1995)")]
+    (folder / "u.item").write_text("\n".join(films) + "\n")
+    (folder / "tmdb.csv").write_text("movie_id,tagline,overview\n1,,\n")
+    dataset = prepare("movielens-100k", source=folder, data_dir=tmp_path / "data").dataset
+    assert dataset.texts == ["null", "NA", "Nannies (1995)"]
+
+
+@pytest.fixture
+def archive(folder):
+    """ml-100k.zip as GroupLens packs it: everything in a folder of that name."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name in ("u.data", "u.item"):
+            file.writestr(f"ml-100k/{name}", (folder / name).read_bytes())
+    return packed.getvalue()
+
+
+def test_it_is_fetched_from_grouplens_and_prepared(mmbench, serve, monkeypatch, archive):
+    server = serve({"movielens/ml-100k.zip": archive}, {"movielens/ml-100k.zip": {"cut_after": 90}})
+    monkeypatch.setenv("MMBENCH_MIRRORS", f"https://files.grouplens.org/datasets/={server.url}")
+    said = mmbench("prepare", "ml-100k", "--no-features")
+    assert said.status == 2
+    assert "nothing is fetched unasked" in " ".join(said.err.split())
+    assert server.gets("movielens/ml-100k.zip") == []
+
+    # The sample is not GroupLens' archive, which is what the recorded hash is for.
+    said = mmbench("prepare", "ml-100k", "--download", "--no-features")
+    assert said.status == 2
+    assert "E105" in said.err
+    assert not (Path("data") / "ml-100k").exists()
+
+    said = mmbench("prepare", "ml-100k", "--download", "--accept-changed", "--no-features")
+    assert said.status == 0, said.err
+    dataset = open_dataset(Path("data/ml-100k"))
+    assert dataset.texts == [
+        "Misérables, Les (1995). Drama, War",
+        "unknown",
+        "Casino (1995). Drama",
+    ]
+    assert dataset.manifest["counts"]["interactions"] == 12
