@@ -15,19 +15,24 @@ ENCODERS: Registry[type[Encoder]]
 
 
 class Encoder:
-    """An encoder of one modality.
+    """What every encoder tells of itself.
 
-    `modality` is "visual" or "textual"; `builtin` is true where it needs no download, and
-    `settings` goes into the feature set's manifest.
+    `modalities` are those it makes feature sets of; `builtin` is true where it needs no weights.
     """
 
-    modality: ClassVar[str]
+    modalities: ClassVar[tuple[str, ...]]
     builtin: ClassVar[bool] = False
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Everything that determines the result, for the manifest."""
         return {}
+
+
+class CorpusEncoder(Encoder):
+    """An encoder of one modality that reads all items at once and needs no weights."""
+
+    builtin = True
 
     def encode_texts(self, texts: Sequence[str], seed: int) -> NDArray[np.float32]:
         """Vectors of non-empty texts [len(texts), dim]."""

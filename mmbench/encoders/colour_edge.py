@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmbench.encoders.base import Encoder, register_encoder
+from mmbench.encoders.base import CorpusEncoder, register_encoder
 from mmbench.encoders.pictures import open_picture
 from mmbench.errors import DataError
 
@@ -41,11 +41,10 @@ Histogram = NDArray[np.float64]
 
 
 @register_encoder("colour-edge")
-class ColourEdge(Encoder):
+class ColourEdge(CorpusEncoder):
     """Colour, edge and texture histograms of item pictures."""
 
-    modality = "visual"
-    builtin = True
+    modalities = ("visual",)
 
     @property
     def settings(self) -> Mapping[str, Any]:

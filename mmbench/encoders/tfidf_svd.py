@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmbench.encoders.base import Encoder, register_encoder
+from mmbench.encoders.base import CorpusEncoder, register_encoder
 from mmbench.errors import DataError
 
 DIM = 256
@@ -32,11 +32,10 @@ _NEGLIGIBLE = 1e-5
 
 
 @register_encoder("tfidf-svd")
-class TfidfSvd(Encoder):
+class TfidfSvd(CorpusEncoder):
     """Latent semantic vectors of item texts."""
 
-    modality = "textual"
-    builtin = True
+    modalities = ("textual",)
 
     @property
     def settings(self) -> Mapping[str, Any]:

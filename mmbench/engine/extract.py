@@ -31,7 +31,7 @@ from mmbench.data.features import (
     write_features,
 )
 from mmbench.data.prepared import PreparedDataset, load_dataset
-from mmbench.encoders.base import ENCODERS, Encoder
+from mmbench.encoders.base import ENCODERS, CorpusEncoder
 from mmbench.errors import ConfigError, DataError
 
 SEED = 0
@@ -61,7 +61,9 @@ def extract_once(name: str, encoder: str, data_dir: Path, *, force: bool = False
         DataError: no item has the modality, or a picture is broken or changed.
     """
     entry = ENCODERS.get(encoder, hint="`mmbench extract --list` tells what each does.")
-    return _extract(load_dataset(name, data_dir), entry.name, entry.obj(), force)
+    made = entry.obj()
+    assert isinstance(made, CorpusEncoder)
+    return _extract(load_dataset(name, data_dir), entry.name, made, force)
 
 
 def extract_builtin(name: str, data_dir: Path, *, force: bool = False) -> list[FeatureSet]:
@@ -76,11 +78,10 @@ def extract_builtin_once(name: str, data_dir: Path, *, force: bool = False) -> l
         DataError: the dataset has neither texts nor pictures, or a picture is broken.
     """
     dataset = load_dataset(name, data_dir)
-    encoders = {key: ENCODERS.get(key).obj() for key in ENCODERS.names()}
     fitting = {
         key: encoder
-        for key, encoder in encoders.items()
-        if encoder.builtin and _content(dataset, encoder.modality)[0]
+        for key, encoder in _builtin().items()
+        if _content(dataset, encoder.modalities[0])[0]
     }
     if not fitting:
         raise DataError(
@@ -88,6 +89,11 @@ def extract_builtin_once(name: str, data_dir: Path, *, force: bool = False) -> l
             "matrix with --from-file, or prepare it with an item table"
         )
     return [_extract(dataset, key, encoder, force) for key, encoder in fitting.items()]
+
+
+def _builtin() -> dict[str, CorpusEncoder]:
+    known = {key: ENCODERS.get(key).obj for key in ENCODERS.names()}
+    return {key: found() for key, found in known.items() if issubclass(found, CorpusEncoder)}
 
 
 def import_features(
@@ -135,9 +141,12 @@ def import_features(
     )
 
 
-def _extract(dataset: PreparedDataset, name: str, encoder: Encoder, force: bool) -> Extraction:
-    key = feature_key(encoder.modality, name)
-    contents, inputs = _content(dataset, encoder.modality)
+def _extract(
+    dataset: PreparedDataset, name: str, encoder: CorpusEncoder, force: bool
+) -> Extraction:
+    modality = encoder.modalities[0]
+    key = feature_key(modality, name)
+    contents, inputs = _content(dataset, modality)
     settings = {"encoder": dict(encoder.settings), "inputs_sha256": inputs, "seed": SEED}
     stored = read_feature_manifest(dataset.root, key)
     if stored is not None and not force:
@@ -146,13 +155,13 @@ def _extract(dataset: PreparedDataset, name: str, encoder: Encoder, force: bool)
             found = load_features(dataset.root, key, dataset.fingerprint, dataset.n_items)
             return Extraction(found, is_new=False)
     if not contents:
-        what = "text" if encoder.modality == "textual" else "picture"
+        what = "text" if modality == "textual" else "picture"
         raise DataError(
             f"no item of {dataset.name} has a {what}, so {name} has nothing to encode; prepare "
             "it with an item table that names them"
         )
     rows = np.fromiter(contents, dtype=np.int64, count=len(contents))
-    if encoder.modality == "textual":
+    if modality == "textual":
         seed = seeding.integer(SEED, "extract", name)
         encoded = encoder.encode_texts([str(text) for text in contents.values()], seed)
     else:
@@ -164,7 +173,7 @@ def _extract(dataset: PreparedDataset, name: str, encoder: Encoder, force: bool)
     made = write_features(
         dataset.root,
         dataset.fingerprint,
-        encoder.modality,
+        modality,
         name,
         matrix,
         rows_with_content(matrix),

@@ -1,33 +1,29 @@
 """The encoders' registry agrees with the tree, and every encoder keeps the contract."""
 
-from pathlib import Path
-
 import pytest
 
-import mmbench.encoders
-from mmbench.encoders.base import ENCODERS, Encoder
+from mmbench.encoders.base import ENCODERS, CorpusEncoder
 from mmbench.errors import UnknownNameError
 
-SHARED = {"__init__", "base", "pictures"}
+BUILTIN = {"colour-edge": "visual", "tfidf-svd": "textual"}
 
 
-def test_one_file_per_encoder():
-    folder = Path(mmbench.encoders.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - SHARED
-    assert {name.replace("-", "_") for name in ENCODERS.names()} == files
-    assert {"tfidf_svd", "colour_edge"} <= files
+def test_the_builtin_encoders_need_no_weights():
+    found = {name: ENCODERS.get(name).obj for name in ENCODERS.names()}
+    builtin = {name for name, encoder in found.items() if issubclass(encoder, CorpusEncoder)}
+    assert builtin == set(BUILTIN)
+    assert all(encoder.builtin == (name in BUILTIN) for name, encoder in found.items())
+    assert all(ENCODERS.summary(name) for name in found)
 
 
-@pytest.mark.parametrize("name", ENCODERS.names())
-def test_contract(name):
+@pytest.mark.parametrize(("name", "modality"), BUILTIN.items())
+def test_contract(name, modality):
     encoder = ENCODERS.get(name).obj()
-    assert isinstance(encoder, Encoder)
-    assert encoder.modality in ("visual", "textual")
+    assert encoder.modalities == (modality,)
     assert encoder.settings
-    assert ENCODERS.summary(name)
-    other = encoder.encode_images if encoder.modality == "textual" else encoder.encode_texts
+    other = encoder.encode_images if modality == "textual" else encoder.encode_texts
     with pytest.raises(TypeError, match="encodes no"):
-        other([], *([0] if encoder.modality == "visual" else []))
+        other([], *([0] if modality == "visual" else []))
 
 
 def test_unknown_encoder_offers_the_nearest():
