@@ -8,7 +8,7 @@ dataset; the settings say what each step does.
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -18,8 +18,16 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from mmbench.data.hashing import hash_parts
-from mmbench.errors import DataError
+from mmbench.data.coding import (
+    CodedRows,
+    code_ids,
+    occurring,
+    read_ratings,
+    read_times,
+    refuse_control_characters,
+)
+from mmbench.data.hashing import hash_pairs, hash_parts, order_in_groups
+from mmbench.errors import ConfigError, DataError
 
 Requirement = Literal["none", "text", "image", "any", "all"]
 Keep = Callable[[list[str]], NDArray[np.bool_]]
@@ -51,13 +59,12 @@ class Report:
     notes: list[str] = field(default_factory=list)
     samples: dict[str, list[Any]] = field(default_factory=dict)
 
-    def step(self, name: str, frame: pl.DataFrame) -> None:
+    def step(self, name: str, rows: int, users: int, items: int) -> None:
         """Record the counts after a step and refuse an emptied dataset.
 
         Raises:
             DataError: nothing is left.
         """
-        rows, users, items = frame.height, frame["user"].n_unique(), frame["item"].n_unique()
         counts = {"rows": rows, "users": users, "items": items}
         before = self.steps[-1] if self.steps else counts
         self.steps.append({"step": name, **counts})
@@ -106,157 +113,141 @@ def clean(
     positional_items: int | None = None,
     user_names: tuple[str, ...] | None = None,
     item_names: tuple[str, ...] | None = None,
+    has_order: bool = False,
 ) -> Cleaned:
     """Run the whole cleaning on the interactions of a `RawDataset`.
 
     `origin` is what messages call the source. `has_content` says of item ids which fulfil
     `config.require` and is asked only when that is set. `positional_items` is the number of
     items of a positional layout, whose indices are kept; `user_names` and `item_names` are the
-    raw ids of its indices.
+    raw ids of its indices. With `has_order` a user's rows are in the order of time even where no
+    time is given.
 
     Raises:
         DataError: the rows contradict each other or nothing is left.
     """
+    user, users, n_users = code_ids(raw["user"])
+    item, items, n_items = code_ids(raw["item"])
+    report.step("read", raw.height, n_users, n_items)
     labelled = raw["split"].null_count() < raw.height
-    frame = raw.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).alias("source_row"))
-    report.step("read", frame)
-    frame, unit = normalise(frame, report, origin)
+    if labelled and raw["split"].null_count():
+        raise DataError(
+            f"E221 {raw['split'].null_count()} of {raw.height} rows of {origin} lack a split "
+            "label; give all of them one or none"
+        )
+    rows = CodedRows(
+        user, item, users, items, np.arange(raw.height), None,
+        read_ratings(raw["rating"]), raw["split"].to_numpy() if labelled else None,
+    )  # fmt: skip
+    del user, item  # `rows` alone holds the columns, so that dropped rows free their memory
+    times = raw["timestamp"]
+    has_id = (rows.user >= 0) & (rows.item >= 0)
+    if not has_id.all():
+        without = rows.source_row[~has_id]
+        report.warnings.append(f"W201 {without.size} rows without user or item id dropped")
+        report.samples["rows without id"] = without[:20].tolist()
+        rows.keep(has_id)
+        times = times.filter(has_id)
+        _count("rows with ids", rows, report)
+    refuse_control_characters(rows, origin)
+    rows.timestamp, unit = read_times(times, rows.source_row, origin)
     if config.min_rating is not None:
-        if frame["rating"].null_count() == frame.height:
+        if rows.rating is None:
             raise DataError(
                 f"E274 min_rating={config.min_rating:g} needs ratings; {origin} has none"
             )
-        frame = frame.filter(pl.col("rating") >= config.min_rating)
-        report.step(f"min_rating {config.min_rating:g}", frame)
-    frame = deduplicate(frame, config.dedup, report, labelled)
+        rows.keep(rows.rating >= config.min_rating)  # false where there is no rating
+        _count(f"min_rating {config.min_rating:g}", rows, report)
+    deduplicate(rows, config.dedup, report, has_order=has_order)
     if config.require != "none" and config.when == "before_core":
-        frame = _require(frame, config.require, has_content, report)
+        _require(rows, config.require, has_content, report)
     if config.user_min > 1 or config.item_min > 1:
-        frame = _core(frame, config.user_min, config.item_min, report)
+        rows.keep(k_core(rows.user, rows.item, config.user_min, config.item_min))
+        _count(f"{config.user_min}/{config.item_min}-core", rows, report)
     if config.require != "none" and config.when == "after_core":
-        frame = _require(frame, config.require, has_content, report)
+        _require(rows, config.require, has_content, report)
     if config.sample_users is not None:
-        frame = _sample_users(frame, config.sample_users, config.seed, report)
-    return _index_and_order(frame, config, labelled, unit, positional_items, user_names, item_names)
+        _sample_users(rows, config.sample_users, config.seed, report)
+    ties = config.ties
+    if has_order and rows.timestamp is None:
+        ties = "source"  # the order of the rows is all that is known of time
+    return _index_and_order(rows, ties, config.seed, unit, positional_items, user_names, item_names)
 
 
-def normalise(frame: pl.DataFrame, report: Report, origin: str) -> tuple[pl.DataFrame, str | None]:
-    """Strip ids, drop rows without one, and bring times to milliseconds UTC.
-
-    Returns:
-        the frame, and the unit its times were in (None without times).
-
-    Raises:
-        DataError: control characters in an id, or times that are partly missing, of mixed units
-            or implausible.
-    """
-    frame = frame.with_columns(pl.col("user", "item").str.strip_chars(" \t\r\n"))
-    no_id = pl.any_horizontal(pl.col("user", "item").fill_null("") == "")
-    without = frame.filter(no_id)
-    if without.height:
-        report.warnings.append(f"W201 {without.height} rows without user or item id dropped")
-        report.samples["rows without id"] = without["source_row"].head(20).to_list()
-        frame = frame.filter(~no_id)
-        report.step("rows with ids", frame)
-    for column in ("user", "item"):
-        control = frame.filter(pl.col(column).str.contains(r"\p{Cc}"))
-        if control.height:
-            row, bad = int(control["source_row"][0]), control[column][0]
-            raise DataError(
-                f"E217 {origin}: data row {row + 1}: {column} id {bad!r} holds a control "
-                "character; remove it from the file"
-            )
-    return _to_milliseconds(frame, origin)
+def _count(step: str, rows: CodedRows, report: Report) -> None:
+    report.step(step, rows.user.size, rows.users().size, rows.items().size)
 
 
-def _to_milliseconds(frame: pl.DataFrame, origin: str) -> tuple[pl.DataFrame, str | None]:
-    missing = frame["timestamp"].null_count()
-    if missing == frame.height:
-        return frame.with_columns(pl.lit(-1, pl.Int64).alias("timestamp")), None
-    if missing:
-        raise DataError(
-            f"E215 {missing} of {frame.height} rows of {origin} lack a timestamp; give all of "
-            "them or none"
-        )
-    times = frame["timestamp"].to_numpy()
-    positive = times[times > 0]
-    limits = {"s": 1e11, "ms": 1e14, "us": 1e17}
-    median = float(np.median(positive)) if positive.size else 0.0
-    unit = next((name for name, limit in limits.items() if median < limit), "us")
-    low = {"s": 0.0, "ms": 1e11, "us": 1e14}[unit]
-    other = int(((positive < low) | (positive >= limits[unit])).sum())
-    if other > times.size / 1000:
-        names = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
-        raise DataError(
-            f"E214 timestamps of {origin} mix {names[unit]} and another unit ({other} of "
-            f"{times.size}); bring them to one"
-        )
-    scaled = {"s": times * 1000, "ms": times, "us": times // 1000}[unit]
-    earliest, latest = 788_918_400_000, int((time.time() + 86_400) * 1000)  # 1995-01-01 .. tomorrow
-    bad = (scaled < earliest) | (scaled > latest)
-    if bad.any():
-        first = int(bad.argmax())
-        raise DataError(
-            f"E216 {int(bad.sum())} timestamps of {origin} outside 1995..today, e.g. "
-            f"{int(times[first])} in data row {int(frame['source_row'][first]) + 1}; mend or "
-            "remove them"
-        )
-    return frame.with_columns(pl.Series("timestamp", scaled)), unit
-
-
-def deduplicate(frame: pl.DataFrame, rule: str, report: Report, labelled: bool) -> pl.DataFrame:
+def deduplicate(rows: CodedRows, rule: str, report: Report, *, has_order: bool = False) -> None:
     """Keep one row of each (user, item).
 
     `first` keeps the earliest, then the highest rating; `last` the latest, then the highest
-    rating; `max_rating` the highest rating, then the earliest. The source row decides the rest.
+    rating; `max_rating` the highest rating, then the earliest. The source row decides the rest;
+    where the source `has_order` and no times, it is the time.
 
     Raises:
         DataError: an imported split has a pair in two of its parts.
     """
-    repeated = frame.height - frame.select(pl.struct("user", "item").n_unique()).item()
+    pair = rows.user.astype(np.int64) * len(rows.item_names) + rows.item
+    order = pl.Series(pair).arg_sort().to_numpy()  # several times as fast as NumPy's
+    pair = pair[order]
+    same = pair[1:] == pair[:-1]
+    repeated = int(same.sum())
     if not repeated:
-        return frame
-    if labelled:
-        parts = frame.group_by("user", "item").agg(pl.col("split").n_unique())
-        torn = parts.filter(pl.col("split") > 1).sort("user", "item")
-        if torn.height:
-            raise DataError(
-                f"E231 {torn.height} user-item pairs are in more than one split, e.g. "
-                f"({torn['user'][0]},{torn['item'][0]}); each pair may have one label"
-            )
-    keys, descending = {
-        "first": (["timestamp", "rating", "source_row"], [False, True, False]),
-        "last": (["timestamp", "rating", "source_row"], [True, True, False]),
-        "max_rating": (["rating", "timestamp", "source_row"], [True, False, False]),
+        return
+    # From here on only the rows of repeated pairs; group k is the k-th such pair in id order.
+    in_group = np.zeros(order.size, dtype=bool)
+    in_group[1:] |= same
+    in_group[:-1] |= same
+    members, pair = order[in_group], pair[in_group]
+    group = np.cumsum(np.append(False, pair[1:] != pair[:-1]))
+    if rows.label is not None:
+        _refuse_torn_pairs(rows, members, group)
+    source_row = rows.source_row[members]
+    time = source_row if has_order else np.zeros_like(source_row)
+    if rows.timestamp is not None:
+        time = rows.timestamp[members]
+    worse = np.zeros(members.size)  # the lower rating; none at all is the worst
+    if rows.rating is not None:
+        worse = -rows.rating[members]
+        worse[np.isnan(worse)] = np.inf
+    best_first = {
+        "first": (source_row, worse, time, group),
+        "last": (source_row, worse, -time, group),
+        "max_rating": (source_row, time, worse, group),
     }[rule]
-    frame = (
-        frame.sort(keys, descending=descending, nulls_last=True, maintain_order=True)
-        .unique(["user", "item"], keep="first", maintain_order=True)
-        .sort("source_row")
-    )
+    ranked = np.lexsort(best_first)
+    is_best = np.append(True, group[1:] != group[:-1])  # `group` is sorted, ranked or not
+    kept = np.ones(rows.user.size, dtype=bool)
+    kept[members[ranked[~is_best]]] = False
+    rows.keep(kept)
     report.warnings.append(f"W232 {repeated} repeated pairs merged (kept {rule})")
-    report.step("duplicates", frame)
-    return frame
+    _count("duplicates", rows, report)
 
 
-def _require(
-    frame: pl.DataFrame, requirement: str, has_content: Keep, report: Report
-) -> pl.DataFrame:
-    ids = frame["item"].unique().sort()
-    kept = ids.filter(pl.Series(has_content(ids.to_list())))
-    report.samples[f"items dropped by require {requirement}"] = sorted(
-        set(ids.to_list()) - set(kept.to_list())
-    )[:20]
-    frame = frame.join(kept.to_frame("item"), on="item", how="semi")
-    report.step(f"require {requirement}", frame)
-    return frame
+def _refuse_torn_pairs(
+    rows: CodedRows, members: NDArray[np.uint32], group: NDArray[np.int64]
+) -> None:
+    assert rows.label is not None
+    starts = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
+    label = rows.label[members]
+    torn = np.minimum.reduceat(label, starts) != np.maximum.reduceat(label, starts)
+    if torn.any():
+        first = members[starts[int(torn.argmax())]]
+        user, item = rows.user_names[int(rows.user[first])], rows.item_names[int(rows.item[first])]
+        raise DataError(
+            f"E231 {int(torn.sum())} user-item pairs are in more than one split, e.g. "
+            f"({user},{item}); each pair may have one label"
+        )
 
 
-def _core(frame: pl.DataFrame, user_min: int, item_min: int, report: Report) -> pl.DataFrame:
-    user, item = (_codes(frame[name])[0] for name in ("user", "item"))
-    frame = frame.filter(pl.Series(k_core(user, item, user_min, item_min)))
-    report.step(f"{user_min}/{item_min}-core", frame)
-    return frame
+def _require(rows: CodedRows, requirement: str, has_content: Keep, report: Report) -> None:
+    codes = rows.items()
+    has = np.asarray(has_content(rows.item_names.gather(codes).to_list()))
+    dropped = rows.item_names.gather(codes[~has][:20])
+    report.samples[f"items dropped by require {requirement}"] = dropped.to_list()
+    rows.keep(occurring(codes[has], len(rows.item_names))[rows.item])
+    _count(f"require {requirement}", rows, report)
 
 
 def k_core(
@@ -267,77 +258,97 @@ def k_core(
     `user` and `item` are non-negative integer codes [N]. The fixed point does not depend on the
     order of removal.
     """
-    kept = np.arange(user.size)
-    while kept.size:
-        degrees_u, degrees_i = np.bincount(user[kept]), np.bincount(item[kept])
-        stays = (degrees_u[user[kept]] >= user_min) & (degrees_i[item[kept]] >= item_min)
+    kept: NDArray[np.int64] | None = None  # all rows; few data sets lose rows in many rounds
+    mask = np.ones(user.size, dtype=bool)
+    while user.size:
+        users, items = np.bincount(user) >= user_min, np.bincount(item) >= item_min
+        stays = users[user] & items[item]
         if stays.all():
             break
-        kept = kept[stays]
-    mask = np.zeros(user.size, dtype=bool)
-    mask[kept] = True
+        kept = np.flatnonzero(stays) if kept is None else kept[stays]
+        user, item = user[stays], item[stays]
+    if kept is not None:
+        mask[:] = False
+        mask[kept] = True
     return mask
 
 
-def _sample_users(frame: pl.DataFrame, n: int, seed: int, report: Report) -> pl.DataFrame:
-    ids = frame["user"].unique().sort()  # byte order, which decides between equal hashes
-    order = np.argsort(hash_parts(seed, "sample_users", ids.to_list()), kind="stable")
-    chosen = ids.gather(order[:n])
-    frame = frame.join(chosen.to_frame("user"), on="user", how="semi")
-    report.step(f"sample_users {n}", frame)
-    return frame
+def _sample_users(rows: CodedRows, n: int, seed: int, report: Report) -> None:
+    codes = rows.users()  # in byte order, which decides between equal hashes
+    names = rows.user_names.gather(codes).to_list()
+    chosen = codes[np.argsort(hash_parts(seed, "sample_users", names), kind="stable")[:n]]
+    rows.keep(occurring(chosen, len(rows.user_names))[rows.user])
+    _count(f"sample_users {n}", rows, report)
 
 
-def _codes(ids: pl.Series) -> tuple[NDArray[np.int64], list[str]]:
-    """Index of each raw id and the ids in index order.
+def parse_count(text: str) -> int:
+    """A count as people write it: "500", "10K", "1M".
+
+    Raises:
+        ConfigError: it is no positive whole number.
+    """
+    found = re.fullmatch(r"([0-9]{1,12})([kKmM]?)", text.strip())
+    count = int(found[1]) * {"": 1, "k": 10**3, "m": 10**6}[found[2].lower()] if found else 0
+    if count < 1:
+        raise ConfigError(f"E274 {text!r} is no count; write for example 500, 10K or 1M")
+    return count
+
+
+def _index(codes: NDArray[np.int64], names: pl.Series) -> tuple[NDArray[np.int64], list[str]]:
+    """Index of each code that is left (`codes`) of all in `names`, and the ids in index order.
 
     Ids that are all plain decimal integers are numbered in numeric order, others in byte order.
     """
-    unique = ids.unique()
-    if unique.str.contains(r"^(0|[1-9][0-9]{0,17})$").all():
-        names = unique.cast(pl.Int64).sort().cast(pl.String)
-    else:
-        names = unique.sort()
-    return ids.cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int64), names.to_list()
+    left = names.gather(codes)
+    if left.str.contains(r"^(0|[1-9][0-9]{0,17})$").all():
+        order = np.argsort(left.cast(pl.Int64).to_numpy(), kind="stable")
+        codes, left = codes[order], left.gather(order)
+    index = np.full(len(names), -1)
+    index[codes] = np.arange(codes.size)
+    return index, left.to_list()
 
 
 def _index_and_order(
-    frame: pl.DataFrame,
-    config: PrepareConfig,
-    labelled: bool,
+    rows: CodedRows,
+    ties: str,
+    seed: int,
     unit: str | None,
     positional_items: int | None,
     user_names: tuple[str, ...] | None,
     item_names: tuple[str, ...] | None,
 ) -> Cleaned:
-    user, user_ids = _codes(frame["user"])
+    of_user, user_ids = _index(rows.users(), rows.user_names)
     if user_names is not None:
         user_ids = [user_names[int(index)] for index in user_ids]
     if positional_items is None:
-        item, item_ids = _codes(frame["item"])
+        of_item, item_ids = _index(rows.items(), rows.item_names)
     else:
-        item = frame["item"].cast(pl.Int64).to_numpy()
+        of_item = rows.item_names.cast(pl.Int64).to_numpy()
         item_ids = list(item_names or map(str, range(positional_items)))
-    timestamp, source_row = frame["timestamp"].to_numpy(), frame["source_row"].to_numpy()
-    tie: NDArray[Any] = source_row
-    if config.ties == "item":
-        tie = item
-    elif config.ties == "hash":
-        users, items = user.tolist(), item.tolist()
-        tie = hash_parts(
-            config.seed,
-            "ties",
-            [f"{user_ids[u]}\x1f{item_ids[i]}" for u, i in zip(users, items, strict=True)],
-        )
-    order = np.lexsort((source_row, tie, timestamp, user))
-    rating = frame["rating"].cast(pl.Float32).fill_null(float("nan")).to_numpy()
+    user, item = of_user[rows.user].astype(np.int32), of_item[rows.item].astype(np.int32)
+    time = rows.timestamp if rows.timestamp is not None else np.full(user.size, -1)
+    order = order_in_groups(user, time)  # stable: equal times stay in the order of the source
+    if ties != "source":
+        ordered_user, ordered_time = user[order], time[order]
+        same = (ordered_user[1:] == ordered_user[:-1]) & (ordered_time[1:] == ordered_time[:-1])
+        tied = np.append(same, False) | np.append(False, same)
+        members = order[tied]
+        run = np.cumsum(~np.append(False, same))[tied]
+        keys: tuple[NDArray[Any], ...] = (item[members], run)
+        if ties == "hash":
+            hashes = hash_pairs(seed, "ties", user[members], item[members], user_ids, item_ids)
+            keys = (item[members], hashes, run)
+        order[tied] = members[np.lexsort(keys)]
+    rating = np.full(user.size, np.nan) if rows.rating is None else rows.rating
+    rating = rating.astype(np.float32)
     return Cleaned(
-        user=user[order].astype(np.int32),
-        item=item[order].astype(np.int32),
-        timestamp=timestamp[order].astype(np.int64),
-        rating=np.where(np.isnan(rating), np.float32("nan"), rating)[order].astype(np.float32),
-        source_row=source_row[order].astype(np.int64),
-        label=frame["split"].to_numpy()[order].astype(np.int8) if labelled else None,
+        user=user[order],
+        item=item[order],
+        timestamp=time[order],
+        # One pattern of bits for every "no rating", or hashes would differ.
+        rating=np.where(np.isnan(rating), np.float32("nan"), rating)[order],
+        source_row=rows.source_row[order],
+        label=None if rows.label is None else rows.label[order].astype(np.int8),
         user_ids=user_ids,
         item_ids=item_ids,
         time_unit=unit,

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmbench.data.cold import Arrays, cases_of, draw_cold_items, rare_items
-from mmbench.data.hashing import byte_rank, hash_parts, pair_tails
+from mmbench.data.hashing import byte_rank, hash_pairs, order_in_groups
 from mmbench.data.prepared import EXCLUDED, TEST, TRAIN, VALID
 from mmbench.errors import ConfigError, DataError, UnknownNameError
 
@@ -60,17 +59,16 @@ class Rows:
         """Whether every row has a time."""
         return bool(self.timestamp.size) and bool((self.timestamp >= 0).all())
 
-    @cached_property
-    def row_ids(self) -> tuple[list[str], list[str]]:
-        """Raw user and item id of each row."""
-        users, items = self.user_ids, self.item_ids
-        return [users[u] for u in self.user.tolist()], [items[i] for i in self.item.tolist()]
-
-    def hashed_order(self, seed: int, purpose: str) -> tuple[NDArray[Any], ...]:
-        """Sort keys that order rows by H(seed, purpose, user, item, 0), least weighty first."""
+    def hashes(self, seed: int, purpose: str) -> NDArray[np.uint64]:
+        """H(seed, purpose, user, item, 0) of each row, uint64 [N]."""
         # The last part numbers repetitions of a pair; cleaning leaves exactly one.
-        hashes = hash_parts(seed, purpose, pair_tails(*self.row_ids, suffix="0"))
-        return byte_rank(self.item_ids)[self.item], byte_rank(self.user_ids)[self.user], hashes
+        return hash_pairs(
+            seed, purpose, self.user, self.item, self.user_ids, self.item_ids, last="0"
+        )
+
+    def id_ranks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sort keys that decide between equal hashes: byte order of the item, then of the user."""
+        return byte_rank(self.item_ids)[self.item], byte_rank(self.user_ids)[self.user]
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def make_split(request: SplitRequest, rows: Rows, seed: int) -> MadeSplit:
     own = {key: value for key, value in params.items() if key != "seed"}
     facts = {"rule": request.rule, "seed": params.get("seed"), "params": own}
     facts |= split_facts(rows, label)
-    arrays: dict[str, NDArray[np.int32]] = {}
+    arrays: Arrays = {}
     if request.rule in _COLD:
         arrays, contract = _COLD[request.rule](rows, label, **params)
         facts |= {"candidates": ["all", "cold"], **contract}
@@ -241,19 +239,35 @@ def _label_by_position(rows: Rows, order: NDArray[np.int64], valid: Any, test: A
 
 def random_per_user(rows: Rows, *, odd_to: str, seed: int) -> Labels:
     """8:1:1 within each user, in hash order."""
-    order = np.lexsort((*rows.hashed_order(seed, "random_per_user"), rows.user))
+    hashes = rows.hashes(seed, "random_per_user")
+    # The leading bits of the hash tell two rows of one user apart, but for the rarest case.
+    leading = hashes >> np.uint64(len(rows.user_ids).bit_length())
+    order = order_in_groups(rows.user, leading)
+    if _equal_neighbours(leading[order], rows.user[order]):
+        order = np.lexsort((*rows.id_ranks(), hashes, rows.user))
     counts = np.bincount(rows.user, minlength=len(rows.user_ids))
     return _label_by_position(rows, order, *held_out_counts(counts, odd_to))
 
 
 def random_global(rows: Rows, *, seed: int) -> Labels:
     """8:1:1 over all rows in hash order: the last N // 10 test, the N // 10 before validate."""
-    order = np.lexsort(rows.hashed_order(seed, "random_global"))
+    hashes = rows.hashes(seed, "random_global")
+    order = np.argsort(hashes)
+    if _equal_neighbours(hashes[order]):
+        order = np.lexsort((*rows.id_ranks(), hashes))
     n, tenth = order.size, order.size // 10
     label = np.full(n, TRAIN, dtype=np.int8)
     label[order[n - 2 * tenth : n - tenth]] = VALID
     label[order[n - tenth :]] = TEST
     return label
+
+
+def _equal_neighbours(*columns: NDArray[Any]) -> bool:
+    """Whether two neighbouring rows are equal in every column."""
+    same = np.ones(columns[0].size - 1, dtype=bool)
+    for column in columns:
+        same &= column[1:] == column[:-1]
+    return bool(same.any())
 
 
 def leave_one_out(rows: Rows) -> Labels:

@@ -59,14 +59,14 @@ def tied_users(user: Index, timestamp: NDArray[np.int64]) -> tuple[int, int]:
 def index_leak(user: Index, item: Index, held_out: NDArray[np.bool_]) -> float:
     """Share of users, with two training rows or more, whose largest item index is held out.
 
-    Where item numbers were given after splitting, the number tells the answer.
+    Where item numbers were given after splitting, the number tells the answer. The arrays are
+    ordered by user.
     """
-    n = int(user.max()) + 1
-    largest_train = np.full(n, -1, dtype=np.int64)
-    largest_held = np.full(n, -1, dtype=np.int64)
-    np.maximum.at(largest_train, user[~held_out], item[~held_out])
-    np.maximum.at(largest_held, user[held_out], item[held_out])
-    judged = (np.bincount(user[~held_out], minlength=n) >= 2) & (largest_held >= 0)
+    begins = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
+    largest_held = np.maximum.reduceat(np.where(held_out, item, -1), begins)
+    largest_train = np.maximum.reduceat(np.where(held_out, -1, item), begins)
+    n_train = np.add.reduceat(~held_out, begins, dtype=np.int64)
+    judged = (n_train >= 2) & (largest_held >= 0)
     if not judged.any():
         return 0.0
     return float((largest_held > largest_train)[judged].mean())

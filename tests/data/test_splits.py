@@ -10,6 +10,7 @@ from mmbench.data.splits import (
     held_out_counts,
     make_split,
     random_global,
+    random_per_user,
     time_cuts,
 )
 from mmbench.errors import ConfigError, DataError, UnknownNameError
@@ -179,12 +180,20 @@ def test_facts_count_what_training_never_saw():
 
 def test_equal_hashes_fall_back_on_the_ids(monkeypatch):
     rows = rows_of([20])
-    monkeypatch.setattr(
-        "mmbench.data.splits.hash_parts", lambda seed, purpose, tails: np.zeros(20, dtype=np.uint64)
-    )
+    monkeypatch.setattr(Rows, "hashes", lambda rows, seed, purpose: np.full(20, 7, dtype=np.uint64))
+    last = sorted(range(20), key=lambda k: f"i{k}".encode())
     label = random_global(rows, seed=1)
-    last = sorted(range(20), key=lambda k: f"i{k}".encode())[-2:]
-    assert sorted(np.flatnonzero(label == TEST).tolist()) == sorted(last)
+    assert sorted(np.flatnonzero(label == TEST).tolist()) == sorted(last[-2:])
+    label = random_per_user(rows, seed=1, odd_to="test")
+    assert sorted(np.flatnonzero(label != TRAIN).tolist()) == sorted(last[-4:])
+
+
+def test_hashes_that_differ_in_their_last_bit_alone_are_told_apart(monkeypatch):
+    # One bit of 64 goes to the user's number when the two are sorted together.
+    hashes = np.arange(20, dtype=np.uint64)[::-1] + np.uint64(2**63)
+    monkeypatch.setattr(Rows, "hashes", lambda rows, seed, purpose: hashes)
+    label = random_per_user(rows_of([20]), seed=1, odd_to="test")
+    assert label.tolist() == [TEST] * 2 + [VALID] * 2 + [TRAIN] * 16
 
 
 def test_a_request_is_read_and_named():
