@@ -88,7 +88,7 @@ def list_pictures(folder: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for path in _listing(folder):
-        if path.is_dir():
+        if _is_folder(path):
             held = [f"{path.name}/{inner.name}" for inner in _listing(path.path)]
         else:
             held = [path.name]
@@ -100,7 +100,7 @@ def list_pictures(folder: Path) -> dict[str, str]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return [Path(path) for path in _listing(folder) if path.is_dir()]
+    return [Path(path) for path in _listing(folder) if _is_folder(path)]
 
 
 def _listing(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -109,3 +109,10 @@ def _listing(folder: Path | str) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

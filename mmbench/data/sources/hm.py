@@ -38,10 +38,10 @@ _CARD = Card(
         "articles by 1,362,281 customers, before repeats are merged"
     ),
     citation=(
-        "C. G. Ling, ElizabethHMGroup, FridaRim, inversion, J. Ferrando, Maggie, neuraloverflow, "
-        "xlsrln. H&M Personalized Fashion Recommendations. Kaggle, 2022."
+        "Carlos García Ling, ElizabethHMGroup, FridaRim, inversion, Jaime Ferrando, Maggie, "
+        "neuraloverflow, xlsrln. H&M Personalized Fashion Recommendations. Kaggle, 2022."
     ),
-    terms="the rules of the Kaggle competition, to be accepted there; no redistribution",
+    terms="the rules of the Kaggle competition, which are accepted there",
     page=_PAGE,
     aliases=("h-and-m", "handm"),
     by_hand=(
