@@ -241,7 +241,7 @@ def _unusable_pictures(places: Sequence[Path], names: Sequence[str]) -> list[str
     wanted = {name.lower() + suffix for name in names for suffix in _PACKED}
     found = []
     for place in places:
-        for lower, name in _names(place).items():
+        for lower, name in sorted(_names(place).items()):
             if lower in wanted:
                 found.append(
                     f"W263 {name} is still packed, so its pictures are not used; unpack it where "

@@ -16,7 +16,7 @@ did, held-out interactions included.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -193,7 +193,7 @@ class MicroLens(Source):
             pairs = read_histories(path, cure=_CURE, warnings=warnings)
         files = list(kinds.values())
         items, titles = _read_items(name, path.parent, pairs["item"], path, files, warnings)
-        features = _find_features(name, path, pairs["item"], titles)
+        features = _find_features(name, path, found, pairs["item"], titles)
         files += [stored.path for stored in features]
         covers = (f"{name}_covers", "covers", "cover", "images")
         described, pictures = with_pictures(
@@ -272,9 +272,16 @@ def _first_of(home: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _find_features(
-    name: str, pairs: Path, used: pl.Series, listed: pl.Series | None
+    name: str,
+    pairs: Path,
+    datasets: Collection[str],
+    used: pl.Series,
+    listed: pl.Series | None,
 ) -> tuple[RawFeatures, ...]:
-    """The published matrices, in a folder of their own or beside the pairs."""
+    """The published matrices, in a folder of their own or beside the pairs.
+
+    Those of other `datasets` that are in the folder too are passed over.
+    """
     features: list[RawFeatures] = []
     for folder in (pairs.parent / "extracted_modality_features", pairs.parent):
         for path in sorted(folder.glob("*_features_*.npy")):
@@ -284,14 +291,18 @@ def _find_features(
                     f"E118 {path}: the name tells no modality; call it "
                     f"{name}_image_features_ENCODER.npy (or _text_, _video_, _audio_), or remove it"
                 )
-            key = (_MODALITY[match["medium"]], _encoder(match["by"]))
-            if any((stored.modality, stored.encoder) == key for stored in features):
-                raise DataError(f"E118 {path}: there is another {' '.join(key)} set; keep one")
-            if not match["name"].lower().startswith(name.lower()):
+            # What the matrix was made from may stand in between: NAME_title_en_text_features_...
+            owner = match["name"].lower()
+            if not owner.startswith(name.lower()):
+                if any(owner.startswith(other.lower()) for other in datasets):
+                    continue
                 raise DataError(
                     f"E251 {path} belongs to another dataset than {pairs.name}; its rows are other "
                     f"items, so remove it or name it {name}_..."
                 )
+            key = (_MODALITY[match["medium"]], _encoder(match["by"]))
+            if any((stored.modality, stored.encoder) == key for stored in features):
+                raise DataError(f"E118 {path}: there is another {' '.join(key)} set; keep one")
             rows = _check_numbered(path, import_matrix(path).shape[0], pairs, used, listed)
             features.append(RawFeatures(path, *key, tuple(map(str, range(1, rows + 1)))))
     return tuple(features)

@@ -180,14 +180,15 @@ def _read_interactions(
             return pairs, pairs_file, {"interactions_from": pairs_file.name}
     assert histories is not None
     pairs = read_histories(histories, cure=_CURE, warnings=warnings)
-    _check_prefixes(pairs["user"], pairs["item"], histories)
+    _check_prefixes(pairs["user"], pairs["item"], histories, rows_are_lines=False)
     return pairs, histories, {"interactions_from": histories.name, "has_order": True}
 
 
 def _read_pairs(path: Path, warnings: list[str]) -> pl.DataFrame:
     """Pairs with the columns told apart by the prefixes of their ids."""
     refuse_page(path)
-    n_columns = first_line(path).count(",") + 1
+    line = first_line(path)
+    n_columns = line.count(",") + 1 if line else 3
     columns = ("first", "second", "timestamp")[:n_columns]
     if n_columns not in (2, 3):
         raise DataError(
@@ -199,7 +200,7 @@ def _read_pairs(path: Path, warnings: list[str]) -> pl.DataFrame:
     pairs = frame.rename(
         {"first": "item", "second": "user"} if turned else {"first": "user", "second": "item"}
     )
-    _check_prefixes(pairs["user"], pairs["item"], path)
+    _check_prefixes(pairs["user"], pairs["item"], path, rows_are_lines=True)
     if "timestamp" in columns:
         pairs = pairs.with_columns(time_column(pairs, path, "timestamp", 1))
     return pairs
@@ -212,14 +213,17 @@ def _read_items(path: Path, warnings: list[str]) -> pl.DataFrame:
     return named_items(items.select("item", "title", "title_zh"), path, warnings)
 
 
-def _check_prefixes(users: pl.Series, items: pl.Series, path: Path) -> None:
+def _check_prefixes(
+    users: pl.Series, items: pl.Series, path: Path, *, rows_are_lines: bool
+) -> None:
     """Refuse ids that do not tell which is the user and which the item."""
     for ids, prefix in ((users, "u"), (items, "v")):
         wrong = ~ids.str.strip_chars().str.starts_with(prefix).fill_null(True)
         if wrong.any():
             row = int(np.flatnonzero(wrong.to_numpy())[0])
+            line = f":{row + 1}" if rows_are_lines else ""
             raise DataError(
-                f"E113 {path}:{row + 1}: '{users[row]}' and '{items[row]}' do not tell user from "
+                f"E113 {path}{line}: '{users[row]}' and '{items[row]}' do not tell user from "
                 f"item ({int(wrong.sum())} such rows); ids of users begin with u, ids of items "
                 "with v, and the order is the same in every line"
             )
