@@ -1,0 +1,121 @@
+"""The item tables of the Amazon releases: metadata records, read for the items that are kept.
+
+A category can have millions of records of which a core needs some ten thousand, so the file is
+streamed and only wanted records become rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mmbench.data.lines import records
+from mmbench.data.pictures import is_address
+from mmbench.errors import DataError
+
+Row = Callable[[Mapping[str, Any]], dict[str, str | None]]
+"""Makes a row of the item table, without its id, of a metadata record."""
+
+
+@dataclass
+class ItemTable:
+    """An `ItemReader` of one metadata file.
+
+    Attributes:
+        path: the file, one record per line.
+        interactions: file that the asked ids come from, for messages.
+        key: field that holds the item id.
+        columns: the fields that `row` gives, in order.
+        row: makes a row of a record.
+        cure: what to do about a broken file.
+        scrap: what a title holds that is a piece of a page's script; it counts as missing.
+        warnings: told of what is odd in the file.
+    """
+
+    path: Path
+    interactions: Path
+    key: str
+    columns: tuple[str, ...]
+    row: Row
+    cure: str = ""
+    scrap: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def __call__(self, ids: pl.Series) -> pl.DataFrame:
+        """The rows of the items `ids` that the file has; of several records the first counts.
+
+        Raises:
+            DataError: the file is broken, or describes none of these items.
+        """
+        told: list[str] = []
+        rows: dict[str, dict[str, str | None]] = {}
+        differing = scraps = 0
+        for record in self._records(frozenset(ids.to_list()), told):
+            item = str(record[self.key]).strip()
+            row = self.row(record)
+            if self.scrap is not None and self.scrap in (row["title"] or ""):
+                row["title"] = None
+                scraps += item not in rows
+            if item not in rows:
+                rows[item] = row
+            elif rows[item] != row:
+                differing += 1
+        if differing:
+            told.append(
+                f"W261 {differing} records of {self.path.name} repeat an item with other content; "
+                "the first of each is kept"
+            )
+        if scraps:
+            told.append(
+                f"W262 {scraps} titles of {self.path.name} are pieces of a page's script "
+                f"('{self.scrap}') and count as missing"
+            )
+        if not rows and len(ids):
+            self._refuse_strangers(str(ids[0]))
+        # The same file may be read twice, for the items before a filter and after it.
+        self.warnings += [text for text in told if text not in self.warnings]
+        columns = {name: [row.get(name) for row in rows.values()] for name in self.columns}
+        schema = dict.fromkeys(("item", *self.columns), pl.String)
+        return pl.DataFrame({"item": list(rows), **columns}, schema=schema)
+
+    def _records(self, wanted: frozenset[str] | None, told: list[str]) -> Iterator[dict[str, Any]]:
+        return records(self.path, warnings=told, key=self.key, wanted=wanted, cure=self.cure)
+
+    def _refuse_strangers(self, asked: str) -> None:
+        held = next(self._records(None, []), None)
+        if held is not None:
+            raise DataError(
+                f"E266 {self.path} describes no item of {self.interactions}, e.g. "
+                f"'{held.get(self.key)}' against '{asked}'; the two files belong to different "
+                "categories or releases"
+            )
+
+
+def text_of(value: object) -> str | None:
+    """A text field of a record as one line; lists are joined, anything else counts as missing."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(text_of, value))) or None
+    return None
+
+
+def path_of(values: Iterable[object]) -> str | None:
+    """The names along a path of categories, each once, from the root."""
+    names = (text_of(value) for value in values if isinstance(value, str))
+    return ", ".join(dict.fromkeys(name for name in names if name)) or None
+
+
+def addresses_of(values: Iterable[object]) -> str | None:
+    """The web addresses among some values, each once, separated by blanks: the best first."""
+    texts = (value.strip().replace(" ", "%20") for value in values if isinstance(value, str))
+    return " ".join(dict.fromkeys(text for text in texts if is_address(text))) or None
+
+
+def list_of(value: object) -> list[Any]:
+    """`value` if it is a list, an empty one otherwise."""
+    return list(value) if isinstance(value, (list, tuple)) else []
