@@ -226,9 +226,10 @@ class AmazonRelease(Source, ABC):
         name = missing.path.rpartition("/")[2]
         for path in list_files(folder):  # there, but not what its name says
             if path.name.removesuffix(".gz") == name.removesuffix(".gz"):
+                start = _first_line(path, cure)  # says what is wrong with a broken file
                 raise DataError(
                     f"E106 {path} is no such table of {self.release}, it begins with "
-                    f"'{first_line(path)[:60]}'; {cure}"
+                    f"'{start[:60]}'; {cure}"
                 )
         others = [held for held in categories if held != category]
         there = f", but files of {' and '.join(others[:5])}" if others else ""
@@ -355,7 +356,11 @@ def ratings(
 def first_line(path: Path) -> str:
     """The beginning of a text file up to the end of its first line, "" for any other file."""
     try:
-        start = next(read_pieces(path, size=1024), b"")
+        return _first_line(path, "")
     except DataError:
         return ""
+
+
+def _first_line(path: Path, cure: str) -> str:
+    start = next(read_pieces(path, cure=cure, size=1024), b"")
     return start.partition(b"\n")[0][:1024].decode("utf-8", "replace").strip()
