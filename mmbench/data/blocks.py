@@ -60,7 +60,7 @@ def line_blocks(path: Path, *, cure: str = "", size: int = BLOCK) -> Iterator[tu
             if len(rest) > LINE_CAP:
                 raise too_long(path, line + blank.count(b"\n"))
             continue
-        block = blank + (rest + piece[:cut]).replace(b"\r\n", b"\n")
+        block = blank + _line_feeds(rest + piece[:cut])
         rest, end = piece[cut:], _end_of_text(block)
         if not end or (not given and block.isspace()):
             blank = block
@@ -69,12 +69,19 @@ def line_blocks(path: Path, *, cure: str = "", size: int = BLOCK) -> Iterator[tu
         yield line, block[: end + 1]  # no copy where nothing is cut off
         line += block.count(b"\n", 0, end + 1)
         given = True
-    last = blank + (rest + b"\n").replace(b"\r\n", b"\n")
+    last = blank + _line_feeds(rest + b"\n")
     last = last[: _end_of_text(last) + 1]
     if not given and last.isspace():
         raise empty(path, cure)
     if last != b"\n":
         yield line, last
+
+
+def _line_feeds(block: bytes) -> bytes:
+    # Text written twice as on Windows ends its lines with two carriage returns.
+    while b"\r\n" in block:
+        block = block.replace(b"\r\n", b"\n")
+    return block
 
 
 def _end_of_text(block: bytes) -> int:
@@ -219,10 +226,19 @@ class Malformed:
         code: number of the message, after its E or W.
         warnings: is told of the lines left out; None where none may be.
         cure: what to do about the lines; ends the message of an error.
+        separated_by: name of what stands between the fields of a line.
     """
 
-    def __init__(self, path: Path, code: str, warnings: list[str] | None, cure: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        code: str,
+        warnings: list[str] | None,
+        cure: str,
+        separated_by: str = "",
+    ) -> None:
         self.path, self.code, self.warnings, self.cure = path, code, warnings, cure
+        self.separated_by = separated_by
         self.n = 0
         self.shown: list[str] = []
 
@@ -239,7 +255,17 @@ class Malformed:
             DataError: naming the first three.
         """
         if self.n > n_read / 2 and n_read >= _HOPELESS:
-            raise self._refusal(f"the first {n_read:,}")
+            raise self._refusal_of(f"the first {n_read:,}")
+
+    def refusal(self) -> DataError:
+        """What to say of a file that may have no malformed line."""
+        more = f" ({self.n:,} such lines)" if self.n > 1 else ""
+        return DataError(f"E{self.code} {self._first()}{more}; {self.cure}")
+
+    def _first(self) -> str:
+        first = f"{self.path}:{self.shown[0].removeprefix('line ')}"
+        is_count = self.separated_by and " fields, expected " in first
+        return f"{first} separated by {self.separated_by}" if is_count else first
 
     def close(self, n_lines: int) -> None:
         """Tell of the malformed lines, once the file of `n_lines` lines is read.
@@ -250,15 +276,14 @@ class Malformed:
         if not self.n:
             return
         if self.warnings is None or self.n > MALFORMED_SHARE * n_lines:
-            raise self._refusal(f"{n_lines:,}")
+            raise self._refusal_of(f"{n_lines:,}")
         self.warnings.append(
             f"W{self.code} {self.n:,} of {n_lines:,} lines of {self.path} are malformed and "
             f"left out, e.g. {'; '.join(self.shown)}"
         )
 
-    def _refusal(self, n_lines: str) -> DataError:
-        first = f"{self.path}:{self.shown[0].removeprefix('line ')}"
-        shown = "; ".join([first, *self.shown[1:]])
+    def _refusal_of(self, n_lines: str) -> DataError:
+        shown = "; ".join([self._first(), *self.shown[1:]])
         return DataError(
             f"E{self.code} {shown}; {self.n:,} of {n_lines} lines are malformed, more than "
             f"{MALFORMED_SHARE:.1%}; {self.cure}"

@@ -2,25 +2,29 @@
 
 Automatic typing is what loses the leading zero of an id or turns the title "NA" into nothing,
 so files are read as text, their shape is checked line by line first, and each typed column is
-converted here with the file, the line and the cell named when it does not fit.
+converted here with the file, the line and the cell named when it does not fit. Files are read
+in blocks, so that one of many millions of rows takes little more memory than its columns.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmbench.data.blocks import BLOCK
+from mmbench.data.blocks import MALFORMED_SHARE as MALFORMED_SHARE
+from mmbench.data.delimited import DelimitedFile, Form
+from mmbench.data.fields import Shaped
 from mmbench.errors import DataError
 
 _SHOWN = 5
-MALFORMED_SHARE = 0.001
-"""Share of malformed lines up to which they are counted and skipped, not refused."""
+_HEAD = 1 << 16  # bytes that hold a header
 
 
 def read_bytes(path: Path, *, cure: str = "") -> bytes:
@@ -41,92 +45,153 @@ def read_bytes(path: Path, *, cure: str = "") -> bytes:
     return content
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Which line of a file each row of a table begins in.
+
+    Attributes:
+        first: the line of row 0, were nothing left out before it.
+        rows, shifts: from each of these rows on, so many lines more than rows lie before it,
+            because lines were left out or cells hold line breaks; ascending.
+    """
+
+    first: int
+    rows: NDArray[np.int64]
+    shifts: NDArray[np.int64]
+
+    def of(self, row: int) -> int:
+        """The line of a row."""
+        known = int(np.searchsorted(self.rows, row, side="right"))
+        return self.first + row + (int(self.shifts[known - 1]) if known else 0)
+
+
+class Table(pl.DataFrame):
+    """A table that knows the lines of its rows, for messages; what is made of it does not."""
+
+    lines: Lines | None = None
+
+
+class _LineCount:
+    """The lines of the rows of one block after the other."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.n_rows, self.shift = first, 0, 0
+        self.rows: list[int] = []
+        self.shifts: list[int] = []
+
+    def add(self, lines: NDArray[np.int64]) -> Lines:
+        """Append rows; the lines of these rows alone."""
+        shifts = lines - np.arange(self.first + self.n_rows, self.first + self.n_rows + lines.size)
+        changes = np.flatnonzero(np.diff(shifts, prepend=self.shift))
+        self.rows += (changes + self.n_rows).tolist()
+        self.shifts += shifts[changes].tolist()
+        self.n_rows += lines.size
+        self.shift = int(shifts[-1])
+        return Lines(int(lines[0]), changes, shifts[changes] - shifts[0])
+
+    def all(self) -> Lines:
+        """The lines of all rows so far."""
+        return Lines(self.first, np.array(self.rows, np.int64), np.array(self.shifts, np.int64))
+
+
 def read_delimited(
     path: Path,
     separator: str,
     *,
     columns: Sequence[str] | None = None,
+    keep: Collection[str] | None = None,
+    numbers: Collection[str] = (),
+    times: Collection[str] = (),
     quoted: bool = False,
+    last_takes_rest: bool = False,
     encoding: str = "utf-8",
     cure: str = "",
     warnings: list[str] | None = None,
-) -> pl.DataFrame:
-    """Read a delimited text file as a frame of text columns, empty cells null.
+    block: int = BLOCK,
+) -> Table:
+    """Read a delimited text file, plain or gzip, as a frame of text columns, empty cells null.
 
-    `columns` names the columns of a file without header; None means that line 1 is the header.
-    With `quoted`, `"` quotes a cell (RFC 4180); without it every separator counts. `encoding` is
-    "utf-8" (a byte order mark is accepted) or "latin-1"; `cure` ends the message of an error.
+    Args:
+        separator: what stands between the cells, of one character or more ("::").
+        columns: names for a file without header; None means that line 1 is the header.
+        keep: columns to read, those of them that there are; None means all.
+        numbers, times: columns to convert on the way, as `number_column` and `time_column` do,
+            which saves the memory of their text; they may be absent.
+        quoted: `"` quotes a cell (RFC 4180); without it every separator counts.
+        last_takes_rest: the last column holds all that is left of its line, separators included.
+        encoding: "utf-8" (a byte order mark is accepted) or "latin-1".
+        cure: what to do about a missing file; ends the message.
+        warnings: is told of malformed lines, which are left out; None where none may be.
+        block: bytes of text to work on at a time; the result does not depend on it.
 
     Raises:
-        DataError: the file is missing, empty, not in this encoding, or a line has another number
-            of fields than the first.
+        DataError: the file is missing (E101), empty (E113), another kind of file or broken
+            (E106), not in this encoding (E111), or lines have another number of fields than
+            there are columns: one of them, or with `warnings` more than `MALFORMED_SHARE`
+            (E112). A cell of `numbers` or `times` is none (E211, E216).
     """
-    content = read_bytes(path, cure=cure).removeprefix(b"\xef\xbb\xbf")
-    content = content.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
-    if encoding == "utf-8":
-        try:
-            content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            raise DataError(
-                f"E111 {path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; "
-                "save the file as UTF-8"
-            ) from error
-    else:
-        content = content.decode(encoding).encode("utf-8")
-    expected = len(columns) if columns is not None else None
-    # Without a single quote sign the quick count over bytes is exact for quoted files too.
-    if quoted and b'"' in content:
-        _check_quoted_fields(path, content, separator, expected)
-    else:
-        _check_fields(path, content, separator, expected)
-    try:
-        frame = pl.read_csv(
-            io.BytesIO(content),
-            separator=separator,
-            has_header=columns is None,
-            new_columns=list(columns) if columns is not None else None,
-            quote_char='"' if quoted else None,
-            infer_schema=False,
-        )
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"E112 {path} is not a readable table: {reason}; mend the file") from error
-    return frame.rename({name: name.strip() for name in frame.columns})
-
-
-def _check_fields(path: Path, content: bytes, separator: str, expected: int | None) -> None:
-    data = np.frombuffer(content, dtype=np.uint8)
-    ends = np.flatnonzero(data == ord("\n"))
-    marks = np.flatnonzero(data == ord(separator))
-    fields = np.diff(np.searchsorted(marks, ends), prepend=0) + 1
-    wanted = int(fields[0]) if expected is None else expected
-    wrong = np.flatnonzero(fields != wanted)
-    if wrong.size:
-        _raise_fields(path, int(wrong[0]) + 1, int(fields[wrong[0]]), wanted, separator, wrong.size)
-
-
-def _check_quoted_fields(path: Path, content: bytes, separator: str, expected: int | None) -> None:
-    reader = csv.reader(io.StringIO(content.decode("utf-8"), newline=""), delimiter=separator)
-    wanted = expected
-    try:
-        for row in reader:
-            wanted = len(row) if wanted is None else wanted
-            if len(row) != wanted:
-                _raise_fields(path, reader.line_num, len(row), wanted, separator, 1)
-    except csv.Error as error:
-        raise DataError(f"E112 {path}:{reader.line_num}: {error}; mend the line") from error
-
-
-def _raise_fields(
-    path: Path, line: int, found: int, wanted: int, separator: str, n_wrong: int
-) -> None:
-    sign = {"\t": "tab", ",": "comma", "|": "pipe"}.get(separator, separator)
-    more = f" ({n_wrong} such lines)" if n_wrong > 1 else ""
-    raise DataError(
-        f"E112 {path}:{line}: {found} fields, expected {wanted} separated by {sign}{more}; "
-        "mend the line"
+    form = Form(separator, columns, quoted, last_takes_rest, encoding)
+    file = DelimitedFile(path, form, cure=cure, warnings=warnings, block=block)
+    kept = [name for name in file.names if keep is None or name in keep]
+    types: dict[str, Any] = dict.fromkeys(numbers, pl.Float64())
+    types |= dict.fromkeys(times, pl.Int64())
+    count = _LineCount(file.first_line)
+    parts: list[pl.DataFrame] = []
+    for shaped in file.shaped():
+        lines = count.add(shaped.lines)
+        parts.append(_read_part(file, shaped, kept, types, lines))
+    texts = {name for part in parts for name in times if part.schema.get(name) == pl.String}
+    schema = pl.Schema(
+        (name, pl.String() if name in texts else types.get(name, pl.String())) for name in kept
     )
+    frame = pl.concat([pl.DataFrame(schema=schema), *(part.cast(schema) for part in parts)])
+    del parts
+    table = Table(frame)
+    table.lines = count.all()
+    if texts:
+        converted = [time_column(table, path, name, file.first_line) for name in sorted(texts)]
+        lines = table.lines
+        table = Table(frame.with_columns(converted))
+        table.lines = lines
+    return table
+
+
+def _read_part(
+    file: DelimitedFile,
+    shaped: Shaped,
+    kept: Collection[str],
+    types: Mapping[str, Any],
+    lines: Lines,
+) -> pl.DataFrame:
+    """The wanted columns of a block, converted; a column of times that are dates stays text."""
+    wanted = [name for name in types if name in kept]
+    if wanted and shaped.cells is None:
+        try:
+            frame = file.parse(shaped, kept, types)
+            if frame.schema == {name: types.get(name, pl.String()) for name in kept} and all(
+                frame[name].is_finite().all() for name in wanted if types[name].is_float()
+            ):
+                return frame
+        except pl.exceptions.PolarsError:
+            pass  # some cell does not fit; the text tells which, or what was meant
+    table = Table(file.parse(shaped, kept, {}))
+    table.lines = lines
+    converted = []
+    for name in wanted:
+        if types[name].is_float():
+            converted.append(number_column(table, file.path, name, lines.first))
+        else:
+            whole = _whole_times(table[name])
+            converted += [] if whole is None else [whole]
+    return table.with_columns(converted)
+
+
+def read_header(
+    path: Path, separator: str, *, quoted: bool = False, encoding: str = "utf-8", cure: str = ""
+) -> list[str]:
+    """The names in the first line of a delimited file; raises as `read_delimited`."""
+    form = Form(separator, quoted=quoted, encoding=encoding)
+    return DelimitedFile(path, form, cure=cure, warnings=None, block=_HEAD).names
 
 
 def read_parquet(path: Path) -> pl.DataFrame:
@@ -145,16 +210,17 @@ def read_parquet(path: Path) -> pl.DataFrame:
         ) from error
 
 
-def need_columns(frame: pl.DataFrame, path: Path, needed: Sequence[str]) -> None:
-    """Refuse a table that lacks a column.
+def need_columns(frame: pl.DataFrame | Sequence[str], path: Path, needed: Sequence[str]) -> None:
+    """Refuse a table, or the names of its columns, if a needed one is missing.
 
     Raises:
         DataError: naming the first missing column and those found.
     """
+    found = frame.columns if isinstance(frame, pl.DataFrame) else frame
     for column in needed:
-        if column not in frame.columns:
+        if column not in found:
             raise DataError(
-                f"E113 {path}: column '{column}' missing; found {', '.join(frame.columns)}; "
+                f"E113 {path}: column '{column}' missing; found {', '.join(found)}; "
                 "rename the column in the header"
             )
 
@@ -188,7 +254,7 @@ def index_column(
     bad = ~text.str.contains(r"^\d{1,9}$").fill_null(False)
     if bad.any():
         raise DataError(
-            f"E212 {offenders(path, first_line, bad.to_numpy(), frame[column], column)}; "
+            f"E212 {_offenders(frame, path, first_line, bad, column)}; "
             "indices must be whole numbers from 0"
         )
     return text.cast(pl.Int64).to_numpy()
@@ -212,8 +278,7 @@ def number_column(frame: pl.DataFrame, path: Path, column: str, first_line: int)
     bad = (numbers.is_null() & values.is_not_null()) | ~numbers.is_finite().fill_null(True)
     if bad.any():
         raise DataError(
-            f"E211 {offenders(path, first_line, bad.to_numpy(), raw, column)}; "
-            "it must be a finite number"
+            f"E211 {_offenders(frame, path, first_line, bad, column)}; it must be a finite number"
         )
     return numbers.alias(column)
 
@@ -237,8 +302,7 @@ def time_column(frame: pl.DataFrame, path: Path, column: str, first_line: int) -
         raw = raw.cast(pl.String)
     if raw.dtype != pl.String:
         raise DataError(f"E113 {path}: column '{column}' has type {raw.dtype}; it must hold times")
-    text = raw.str.strip_chars().str.replace(r"\.0+$", "")  # what a float column leaves behind
-    text = pl.select(pl.when(text == "").then(None).otherwise(text)).to_series()
+    text = _time_texts(raw)
     times = text.cast(pl.Int64, strict=False)
     if times.null_count() > text.null_count():
         try:
@@ -249,23 +313,49 @@ def time_column(frame: pl.DataFrame, path: Path, column: str, first_line: int) -
     bad = times.is_null() & text.is_not_null()
     if bad.any():
         raise DataError(
-            f"E216 {offenders(path, first_line, bad.to_numpy(), frame[column], column)}; "
+            f"E216 {_offenders(frame, path, first_line, bad, column)}; "
             "times must all be whole numbers (s, ms, us) or all ISO-8601"
         )
     return times.alias(column)
 
 
+def _time_texts(raw: pl.Series) -> pl.Series:
+    text = raw.str.strip_chars().str.replace(r"\.0+$", "")  # what a float column leaves behind
+    return pl.select(pl.when(text == "").then(None).otherwise(text)).to_series()
+
+
+def _whole_times(raw: pl.Series) -> pl.Series | None:
+    """A column of text as whole numbers; None if a cell is none."""
+    text = _time_texts(raw)
+    times = text.cast(pl.Int64, strict=False)
+    return times.alias(raw.name) if times.null_count() == text.null_count() else None
+
+
+def _offenders(
+    frame: pl.DataFrame, path: Path, first_line: int, bad: pl.Series, column: str
+) -> str:
+    lines = frame.lines if isinstance(frame, Table) else None
+    known = lines if lines is not None and first_line else first_line
+    return offenders(path, known, bad.to_numpy(), frame[column], column)
+
+
 def offenders(
-    path: Path, first_line: int, bad: NDArray[np.bool_], cells: pl.Series, column: str
+    path: Path, first_line: int | Lines, bad: NDArray[np.bool_], cells: pl.Series, column: str
 ) -> str:
     """Name the first five bad cells of a column and their total.
 
-    `first_line` is the line of row 0 in the file, or 0 where rows are not lines.
+    `first_line` is the line of row 0 in the file, 0 where rows are not lines, or the `lines` of
+    the table that `read_delimited` gave, which know of lines that were left out.
     """
     rows = np.flatnonzero(bad)
-    unit = "" if first_line else "row "
+
+    def place(row: int) -> str:
+        if isinstance(first_line, Lines):
+            return str(first_line.of(row))
+        return str(row + first_line) if first_line else f"row {row + 1}"
+
     shown = ", ".join(
-        f"{unit}{row + max(first_line, 1)}: {column} '{'' if cells[row] is None else cells[row]}'"
+        f"{place(row)}: {column} '{'' if cells[row] is None else cells[row]}'"
         for row in rows[:_SHOWN].tolist()
     )
     more = f" and {rows.size - _SHOWN} more" if rows.size > _SHOWN else ""
