@@ -13,7 +13,6 @@ from pathlib import Path
 from mmbench.errors import DataError
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
-_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -50,23 +49,6 @@ def need_home(folder: Path, *needed: Sequence[str], cure: str) -> Path:
             "lies there still packed; unzip it there"
         )
     raise DataError(f"E101 {missing} not found under {places[best]}; {cure}")
-
-
-def refuse_web_page(path: Path, cure: str) -> None:
-    """Refuse a table that is the page of a site, saved under the table's name.
-
-    Raises:
-        DataError: E101 if there is no such file, E106 if it begins like a web page.
-    """
-    if not path.is_file():
-        raise DataError(f"E101 {path.name} not found under {path.parent}; {cure}")
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(1024)
-    except OSError as error:
-        raise DataError(f"E101 {path} cannot be read: {error.strerror}; {cure}") from error
-    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_PAGES):
-        raise DataError(f"E106 {path} is a web page, perhaps of a login, and no table; {cure}")
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:

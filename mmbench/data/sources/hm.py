@@ -17,12 +17,15 @@ from typing import ClassVar
 
 import polars as pl
 
+from mmbench.data.blocks import BLOCK
 from mmbench.data.cards import Card
+from mmbench.data.delimited import DelimitedFile, Form
 from mmbench.data.source import RawDataset, Source, register_dataset
 from mmbench.data.sources.agreement import check_ids_meet
-from mmbench.data.sources.block_table import BlockTable, read_days
-from mmbench.data.sources.folders import find_home, list_pictures, need_home, refuse_web_page
+from mmbench.data.sources.days import read_days
+from mmbench.data.sources.folders import find_home, list_pictures, need_home
 from mmbench.data.tables import need_columns, read_delimited
+from mmbench.errors import DataError
 
 _PAGE = "https://www.kaggle.com/competitions/h-and-m-personalized-fashion-recommendations"
 _CURE = f"download it from {_PAGE}/data and unzip it there"
@@ -115,7 +118,6 @@ class HM(Source):
 
 
 def _read_articles(path: Path, warnings: list[str]) -> pl.DataFrame:
-    refuse_web_page(path, _CURE)
     frame = read_delimited(path, ",", quoted=True, cure=_CURE, warnings=warnings)
     need_columns(frame, path, ("article_id", "prod_name", "detail_desc", *_TAGS))
     return frame.select(
@@ -132,13 +134,14 @@ def _read_purchases(path: Path, warnings: list[str]) -> pl.DataFrame:
     Of a row only the day, the item and a number for the customer are kept. The million different
     customer ids are held once, and the rows of the result point to them.
     """
-    table = BlockTable(
-        path, ",", ("t_dat", "customer_id", "article_id"), cure=_CURE, warnings=warnings
-    )
+    wanted = ("t_dat", "customer_id", "article_id")
+    file = DelimitedFile(path, Form(",", quoted=True), cure=_CURE, warnings=warnings, block=BLOCK)
+    need_columns(file.names, path, wanted)
     customers = pl.DataFrame(schema={"user": pl.String, "code": pl.Int32})
     blocks = []
-    for block, lines in table:
-        days = read_days(block["t_dat"], "%Y-%m-%d", path, lines, "2018-09-20")
+    for shaped in file.shaped():
+        block = file.parse(shaped, wanted, {})
+        days = read_days(block["t_dat"], "%Y-%m-%d", path, shaped.lines.item, "2018-09-20")
         user = block.select(pl.col("customer_id").alias("user"))
         new = user.unique(maintain_order=True).drop_nulls().join(customers, on="user", how="anti")
         codes = pl.int_range(
@@ -149,6 +152,8 @@ def _read_purchases(path: Path, warnings: list[str]) -> pl.DataFrame:
         blocks.append(
             pl.DataFrame({"code": coded["code"], "item": block["article_id"], "timestamp": days})
         )
+    if not blocks:
+        raise DataError(f"E241 {path} has a header and no rows; {_CURE}")
     rows = pl.concat(blocks)
     return rows.select(
         customers["user"].gather(rows["code"]).alias("user"),

@@ -17,14 +17,8 @@ import polars as pl
 from mmbench.data.cards import Card
 from mmbench.data.source import RawDataset, Source, register_dataset
 from mmbench.data.sources.agreement import check_ids_meet
-from mmbench.data.sources.block_table import BlockTable, read_days
-from mmbench.data.sources.folders import (
-    find_file,
-    find_home,
-    list_pictures,
-    need_home,
-    refuse_web_page,
-)
+from mmbench.data.sources.days import read_days
+from mmbench.data.sources.folders import find_file, find_home, list_pictures, need_home
 from mmbench.data.tables import read_delimited
 
 _PAGE = "https://tianchi.aliyun.com/dataset/52"
@@ -84,8 +78,7 @@ class Taobao(Source):
         listed, history = find_file(home, _ITEMS), find_file(home, _HISTORY)
         assert listed is not None
         assert history is not None
-        refuse_web_page(listed, _CURE)
-        items = read_delimited(
+        items: pl.DataFrame = read_delimited(
             listed, " ", columns=("item", "category", "terms"), cure=_CURE, warnings=warnings
         )
         interactions = _read_history(history, warnings)
@@ -110,16 +103,15 @@ class Taobao(Source):
 
 
 def _read_history(path: Path, warnings: list[str]) -> pl.DataFrame:
-    columns = ("user", "item", "day")
-    table = BlockTable(path, " ", columns, columns=columns, cure=_CURE, warnings=warnings)
-    blocks = [
-        block.select(
-            "user",
-            "item",
-            pl.lit(None, pl.Float64).alias("rating"),
-            read_days(block["day"], "%Y%m%d", path, lines, "20140911").alias("timestamp"),
-            pl.lit(None, pl.Int8).alias("split"),
-        )
-        for block, lines in table
-    ]
-    return pl.concat(blocks)
+    table = read_delimited(
+        path, " ", columns=("user", "item", "day"), cure=_CURE, warnings=warnings
+    )
+    lines = table.lines
+    assert lines is not None
+    return table.select(
+        "user",
+        "item",
+        pl.lit(None, pl.Float64).alias("rating"),
+        read_days(table["day"], "%Y%m%d", path, lines.of, "20140911").alias("timestamp"),
+        pl.lit(None, pl.Int8).alias("split"),
+    )
