@@ -1,5 +1,5 @@
 from collections import Counter
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import polars as pl
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmbench.data.cleaning import PrepareConfig, Report, clean, k_core
-from mmbench.errors import DataError
+from mmbench.data.cleaning import PrepareConfig, Report, clean, k_core, parse_count
+from mmbench.errors import ConfigError, DataError
 
 NO_CORE = {"user_min": 0, "item_min": 0}
 
@@ -27,13 +27,14 @@ def frame(rows, split=None):
     )
 
 
-def run(rows, split=None, has=None, report=None, **config):
+def run(rows, split=None, has=None, report=None, has_order=False, **config):
     return clean(
         frame(rows, split),
         PrepareConfig(**{**NO_CORE, **config}),
         report if report is not None else Report(),
         origin="raw",
         has_content=has or (lambda ids: np.ones(len(ids), dtype=bool)),
+        has_order=has_order,
     )
 
 
@@ -196,6 +197,23 @@ def test_ids_are_stripped_but_never_translated():
     }
 
 
+def test_blanks_around_ids_neither_reorder_nor_tell_them_apart():
+    # Before stripping " b" sorts before "a", and " b" and "b " are two ids.
+    report = Report()
+    rows = [(" b", "x", None, None), ("a", "y", None, None), ("b ", "z\t", None, None)]
+    cleaned = run([*rows, (" ", "w", None, None)], report=report)
+    assert cleaned.user_ids == ["a", "b"]
+    assert cleaned.item_ids == ["x", "y", "z"]
+    assert pairs(cleaned) == [("a", "y"), ("b", "x"), ("b", "z")]
+    assert [step["users"] for step in report.steps] == [4, 2]  # as read; with ids
+
+
+def test_labels_are_for_all_rows_or_none():
+    rows = [("a", "x", None, None), ("a", "y", None, None)]
+    with pytest.raises(DataError, match="E221 1 of 2 rows of raw lack a split label"):
+        run(rows, split=[0, None])
+
+
 def test_a_control_character_in_an_id_is_refused():
     with pytest.raises(DataError, match=r"E217 raw: data row 2: item id 'a\\x00b' holds a control"):
         run([("a", "x", None, None), ("a", "a\0b", None, None)])
@@ -239,6 +257,39 @@ def test_a_sample_of_users_does_not_depend_on_the_others_order():
     assert run(rows, sample_users=5, seed=1).user_ids != chosen
 
 
+def test_samples_of_one_seed_are_nested():
+    rows = [(f"u{u}", f"i{u % 7}", None, None) for u in range(60)]
+    samples = [set(run(rows, sample_users=n).user_ids) for n in (10, 20, 50, 60, 1000)]
+    assert [len(sample) for sample in samples] == [10, 20, 50, 60, 60]
+    assert all(small <= large for small, large in pairwise(samples))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("500", 500), ("10K", 10_000), (" 20k ", 20_000), ("1M", 10**6), ("007", 7)],
+)
+def test_a_count_may_have_a_suffix(text, count):
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "0K", "K", "-1", "1.5K", "10G", "1e3", "ten", "\u0661"])
+def test_what_is_no_count_is_refused(text):
+    with pytest.raises(ConfigError, match=f"E274 '{text}' is no count; write for example 500, 10K"):
+        parse_count(text)
+
+
+@pytest.mark.parametrize("ties", ["source", "hash", "item"])
+def test_an_order_without_times_is_kept_under_every_tie_rule(ties):
+    items = [*"dbeac"]
+    rows = [(u, i, None, None) for u in "xy" for i in items]
+    cleaned = run(rows, has_order=True, ties=ties)
+    assert [i for u, i in pairs(cleaned) if u == "x"] == items
+    # It also says which of two interactions came first.
+    twice = [("x", i, None, None) for i in "aba"]
+    assert pairs(run(twice, has_order=True, dedup="first", ties=ties)) == [("x", "a"), ("x", "b")]
+    assert pairs(run(twice, has_order=True, dedup="last", ties=ties)) == [("x", "b"), ("x", "a")]
+
+
 def test_rows_are_ordered_by_user_then_time_then_tie_rule():
     t = 10**9
     rows = [("b", "2", None, t), ("a", "3", None, t + 1), ("a", "2", None, t), ("a", "1", None, t)]
@@ -255,3 +306,48 @@ def test_the_order_of_input_rows_does_not_matter(ties):
     for other in results[1:]:
         for column in ("user", "item", "timestamp", "rating"):
             np.testing.assert_array_equal(getattr(first, column), getattr(other, column))
+
+
+IDS = st.sampled_from(["NA", "007", "7", "é", "", " a", "a", "x" * 300, "\U0001f600"])
+TABLES = st.lists(
+    st.tuples(
+        IDS,
+        IDS,
+        st.one_of(st.none(), st.integers(1, 5).map(float)),
+        st.integers(0, 3).map(lambda day: 10**9 + 86_400 * day),
+    ),
+    min_size=1,
+    max_size=40,
+).filter(lambda rows: any(u.strip() and i.strip() for u, i, _, _ in rows))
+
+
+@settings(max_examples=60, deadline=None)
+@given(TABLES, st.sampled_from(["item", "hash"]), st.sampled_from(["first", "last", "max_rating"]),
+       st.randoms(use_true_random=False))  # fmt: skip
+def test_shuffled_rows_give_the_same_dataset(rows, ties, dedup, random):
+    shuffled = random.sample(rows, len(rows))
+    first, second = (run(each, ties=ties, dedup=dedup) for each in (rows, shuffled))
+    for column in ("user", "item", "timestamp", "rating"):
+        one, other = getattr(first, column), getattr(second, column)
+        assert one.dtype == other.dtype
+        assert one.tobytes() == other.tobytes()
+    assert (first.user_ids, first.item_ids) == (second.user_ids, second.item_ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TABLES, st.sampled_from(["first", "last", "max_rating"]))
+def test_of_each_pair_the_best_row_is_kept(rows, dedup):
+    best = {}
+    for number, (user, item, rating, time) in enumerate(rows):
+        value = -1.0 if rating is None else rating
+        rank = {
+            "first": (-time, value, -number),
+            "last": (time, value, -number),
+            "max_rating": (value, -time, -number),
+        }[dedup]
+        pair = user.strip(), item.strip()
+        if all(pair):
+            best[pair] = max(best.get(pair, (rank, number)), (rank, number))
+    cleaned = run(rows, dedup=dedup)
+    assert sorted(cleaned.source_row.tolist()) == sorted(number for _, number in best.values())
+    assert sorted(pairs(cleaned)) == sorted(best)

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,13 +14,14 @@ from mmbench.data.splits import (
     random_global,
     random_per_user,
     time_cuts,
+    with_seeds,
 )
 from mmbench.errors import ConfigError, DataError, UnknownNameError
 
 TRAIN, VALID, TEST, EXCLUDED = range(4)
 
 
-def rows_of(counts, times=None, label=None):
+def rows_of(counts, times=None, label=None, has_order=False):
     """Rows of users with the given numbers of items; user u has items 0..n-1."""
     user = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     item = np.concatenate([np.arange(n) for n in counts]).astype(np.int32)
@@ -31,6 +34,7 @@ def rows_of(counts, times=None, label=None):
         [f"i{k}" for k in range(max(counts))],
         None if label is None else np.asarray(label, dtype=np.int8),
         "raw",
+        has_order,
     )
 
 
@@ -109,8 +113,6 @@ def test_hash_splits_follow_raw_ids_not_indices():
 
 
 def test_random_per_user_puts_rows_in_hash_order():
-    import hashlib
-
     rows = rows_of([10])
 
     def key(item):
@@ -146,6 +148,98 @@ def test_global_cut_is_at_the_quantiles_and_leaves_new_users_out():
 def test_temporal_rules_need_times(rule):
     with pytest.raises(DataError, match=f"E271 {rule} needs timestamps; raw has none"):
         label_of(rule, rows_of([5]))
+
+
+@pytest.mark.parametrize("rule", ["leave-one-out", "user-temporal", "cold-sequences"])
+def test_an_order_without_times_is_enough_within_users(rule):
+    made = make_split(SplitRequest.parse(rule), rows_of([2, 5], has_order=True), 42)
+    assert made.label.tolist() == [0, 0, 0, 0, 0, 1, 2]
+
+
+def test_an_order_without_times_gives_no_cut_in_time():
+    message = "E271 global-temporal needs timestamps; raw has only the order of each user's"
+    with pytest.raises(DataError, match=message):
+        label_of("global-temporal", rows_of([5], has_order=True))
+
+
+def test_cold_items_are_a_fifth_in_hash_order_half_of_them_for_each_part():
+    # 16 items: 3 are held out, the first 3 // 2 of them for test, the other two for validation.
+    rows = rows_of([16, 9])
+
+    def key(item):
+        return hashlib.blake2b(f"42\x1fcold_items\x1fi{item}".encode(), digest_size=8).digest()
+
+    first, second, third = sorted(range(16), key=key)[:3]
+    made = make_split(SplitRequest.parse("cold-items"), rows, 42)
+    part = {first: TEST, second: VALID, third: VALID}
+    assert made.label.tolist() == [part.get(item, TRAIN) for item in rows.item.tolist()]
+    assert made.arrays["cold_items"].tolist() == sorted(part)
+    assert made.arrays["cold_items"].dtype == np.int32
+    facts = made.facts
+    assert facts["candidates"] == ["all", "cold"]
+    assert facts["cold_items"] == 3
+    assert facts["cold_items_in"] == {"valid": 2, "test": 1}
+    assert facts["cold_cases"] == {"valid": facts["rows"][1], "test": facts["rows"][2]}
+
+
+def test_cold_items_are_drawn_from_those_with_rows_only():
+    rows = rows_of([10])
+    # Positional layouts keep items without interactions; they are no part of the draw.
+    wider = Rows(
+        rows.user, rows.item, rows.timestamp, rows.user_ids,
+        [*rows.item_ids, *(f"unused{k}" for k in range(50))],
+    )  # fmt: skip
+    assert (label_of("cold-items", rows) == label_of("cold-items", wider)).all()
+    assert (label_of("cold-items", rows) != label_of("cold-items:seed=3", rows)).any()
+
+
+def sequences():
+    """Three users; under leave-one-out item 0 trains 3 times, items 1 and 2 twice, 3 and 4 never.
+
+    user 0: 0 1 2 | 3 | 4    user 1: 0 2 | 1 | 3    user 2: 0 1, too short to hold anything out
+    """
+    user = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2], dtype=np.int32)
+    item = np.array([0, 1, 2, 3, 4, 0, 2, 1, 3, 0, 1], dtype=np.int32)
+    times = np.arange(user.size) + 10**12
+    return Rows(user, item, times, ["a", "b", "c"], [*"vwxyz"], None, "raw")
+
+
+@pytest.mark.parametrize(
+    ("rule", "cold", "cases", "counts"),
+    [
+        # Held out are 3, 4 (user 0) and 1, 3 (user 1): those that are cold are the cases.
+        ("cold-sequences:below=1", [3, 4], [[0, 3], [0, 4], [1, 3]], (0, 1, 2)),
+        ("cold-sequences:below=3", [1, 2, 3, 4], [[0, 3], [0, 4], [1, 2], [1, 3]], (0, 2, 2)),
+        # Any position but the first, where there is nothing to go by.
+        (
+            "cold-sequences:below=3,positions=all",
+            [1, 2, 3, 4],
+            [[0, 1], [0, 2], [0, 3], [0, 4], [1, 1], [1, 2], [1, 3], [2, 1]],
+            (4, 2, 2),
+        ),
+        (
+            "cold-sequences:positions=all",
+            [0, 1, 2, 3, 4],
+            [[0, 1], [0, 2], [0, 3], [0, 4], [1, 1], [1, 2], [1, 3], [2, 1]],
+            (4, 2, 2),
+        ),
+    ],
+)
+def test_cold_sequences_end_in_rarely_trained_items(rule, cold, cases, counts):
+    made = make_split(SplitRequest.parse(rule), sequences(), 42)
+    assert made.label.tolist() == [0, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0]
+    assert made.arrays["cold_items"].tolist() == cold
+    assert made.arrays["cold_cases"].tolist() == cases
+    assert made.arrays["cold_cases"].dtype == np.int32
+    assert made.facts["cold_items"] == len(cold)
+    assert made.facts["cold_cases"] == dict(zip(("train", "valid", "test"), counts, strict=True))
+    assert made.facts["candidates"] == ["all", "cold"]
+
+
+def test_cold_sequences_without_a_case_are_an_empty_table():
+    made = make_split(SplitRequest.parse("cold-sequences:below=1"), rows_of([1, 1, 1, 2],
+        times=[10**12] * 5), 42)  # fmt: skip
+    assert made.arrays["cold_cases"].shape == (0, 2)
 
 
 def test_imported_labels_are_untouched():
@@ -201,6 +295,43 @@ def test_a_request_is_read_and_named():
     assert SplitRequest.parse("random-per-user:odd_to=test").name == "random-per-user"
     both = SplitRequest.parse("random-per-user:seed=7,odd_to=valid")
     assert both.name == "random-per-user.odd_to-valid.seed-7"
+    cold = SplitRequest.parse("cold_sequences:positions=all,below=10")
+    assert cold.name == "cold-sequences.positions-all"
+    assert SplitRequest.parse("cold-items:seed=1").name == "cold-items.seed-1"
+
+
+def names(requests):
+    return [request.name for request in requests]
+
+
+def test_several_seeds_repeat_the_rules_that_draw():
+    texts = ["random-per-user:odd_to=valid", "leave-one-out", "cold-items", "random-global:seed=5"]
+    requests = [SplitRequest.parse(text) for text in texts]
+    assert names(with_seeds(requests, [0, 7, 0])) == [
+        "random-per-user.odd_to-valid.seed-0",
+        "random-per-user.odd_to-valid.seed-7",
+        "leave-one-out",
+        "cold-items.seed-0",
+        "cold-items.seed-7",
+        "random-global.seed-5",  # its own seed stays
+    ]
+    assert with_seeds(requests, []) == requests
+    twice = [SplitRequest.parse("random-global"), SplitRequest.parse("random-global:seed=1")]
+    assert names(with_seeds(twice, [1])) == ["random-global.seed-1"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "seeds", "message"),
+    [
+        ("random-global", [0, -1], "split seed -1 must be a whole number from 0"),
+        ("random-global", [1.5], "split seed 1.5 must be"),
+        ("random-global", [True], "split seed True must be"),
+        ("leave-one-out", [0, 1], "no requested split draws at random; add one of --split random"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(rule, seeds, message):
+    with pytest.raises(ConfigError, match=f"E274 .*{message}"):
+        with_seeds([SplitRequest.parse(rule)], seeds)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +342,9 @@ def test_a_request_is_read_and_named():
         ("random-global:seed=x", ConfigError, "seed=x must be a whole number from 0"),
         ("random-per-user:odd_to=train", ConfigError, "odd_to=train must be test or valid"),
         ("global-temporal:drop_new_users=1", ConfigError, "must be true or false"),
+        ("cold-sequences:positions=any", ConfigError, "positions=any must be heldout or all"),
+        ("cold-sequences:below=0", ConfigError, "below=0 must be a whole number from 1"),
+        ("cold-items:seed=-1", ConfigError, "seed=-1 must be a whole number from 0"),
     ],
 )
 def test_a_wrong_request_is_refused(text, error, message):
