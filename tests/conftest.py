@@ -92,7 +92,8 @@ class Fault:
 
     Attributes:
         cut_after: the connection is closed after so many bytes of the answer's body.
-        status: this status instead of the file; `retry_after` is its header of that name.
+        status: this status, and `body`, instead of the file; `retry_after` is its header of
+            that name.
         html: 200 with a login page, as text/html.
         body: other bytes instead of the file's.
         redirect: 302 to this address.
@@ -242,7 +243,7 @@ class _Answering(http.server.BaseHTTPRequestHandler):
         if fault.redirect is not None:
             return 302, {"Location": fault.redirect}, b""
         if fault.status is not None:
-            return fault.status, {"Retry-After": fault.retry_after}, b"no"
+            return fault.status, {"Retry-After": fault.retry_after}, fault.body or b"no"
         if fault.no_head and self.command == "HEAD":
             return 405, {}, b""
         if fault.html:
