@@ -97,7 +97,7 @@ def byte_rank(ids: list[str]) -> NDArray[np.int64]:
 
 def sha256_array(array: NDArray[Any]) -> str:
     """Hash of the bytes of an array's elements in C order, hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -65,6 +65,7 @@ class Job:
             positional_items=n_items,
             user_names=raw.user_ids,
             item_names=raw.item_ids,
+            has_order=bool(raw.facts.get("has_order")),
         )
         self._warn_of_imported_labels(data)
         keys = data.item_ids if n_items is None else [str(i) for i in range(n_items)]

@@ -99,7 +99,9 @@ def write_array(path: Path, array: NDArray[Any]) -> str:
     # Not numpy.save: on a full disk its error has no error number to explain it by.
     with path.open("wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
-        file.write(array.reshape(-1).view(np.uint8))  # a memoryview of no elements has no bytes
+        file.write(
+            array.reshape(-1).view(np.uint8).data
+        )  # a memoryview of no elements has no bytes
         file.flush()
         os.fsync(file.fileno())
     return sha256_array(array)
