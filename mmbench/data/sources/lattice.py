@@ -22,15 +22,14 @@ from mmbench.data.source import RawDataset, Source, register_dataset
 from mmbench.data.sources.positional import (
     PARTS,
     check_listed,
-    decode,
     find_features,
     has_json_parts,
     is_core_folder,
     labelled,
     read_id_list,
     read_json_lists,
+    read_text,
 )
-from mmbench.data.tables import read_bytes
 from mmbench.errors import DataError
 
 COLD = "0-core"
@@ -123,7 +122,7 @@ def read_split(source: Path, split: Path, lists: Path, scratch: Path) -> RawData
 
 def _read_texts(path: Path, n_items: int | None) -> pl.DataFrame:
     # Only \n ends a line: the texts were taken from reviews and hold other line ends.
-    lines = decode(read_bytes(path), path).removesuffix("\n").split("\n")
+    lines = read_text(path).removesuffix("\n").split("\n")
     if n_items is not None and len(lines) != n_items:
         raise DataError(
             f"E251 {path}: {len(lines)} lines, item_list.txt has {n_items} items; line i must be "

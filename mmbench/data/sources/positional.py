@@ -19,10 +19,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from mmbench.data.blocks import read_pieces
 from mmbench.data.fetch.archives import unpack
 from mmbench.data.source import RawFeatures
-from mmbench.data.sources.folders import refuse_web_page
-from mmbench.data.tables import read_bytes
 from mmbench.errors import DataError
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -69,14 +68,18 @@ def _begins_like_lists(path: Path) -> bool:
         return False
 
 
-def decode(content: bytes, path: Path) -> str:
-    """The text of a file, a byte order mark left out.
+def read_text(path: Path) -> str:
+    """The text of a file of moderate size, plain or gzip, without a byte order mark.
 
     Raises:
-        DataError: a byte is not UTF-8; line and byte are named.
+        DataError: it is missing (E101), a web page or broken (E106), empty (E113), or not UTF-8
+            (E111).
     """
+    content = b"".join(read_pieces(path))
+    if not content.strip():
+        raise DataError(f"E113 {path} is empty; check the path given by --source")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -92,8 +95,7 @@ def read_json_lists(path: Path) -> Pairs:
         DataError: the file is missing or empty, a web page or cut off (E106), not UTF-8 (E111),
             not such an object (E114), or an index is no whole number from 0 (E212).
     """
-    refuse_web_page(path, "pass the folder that holds it")
-    text = decode(read_bytes(path), path)
+    text = read_text(path)
     try:
         # Numbers that are not whole are kept as text, to be named below like any other misfit.
         lists = json.loads(text, object_pairs_hook=_Object, parse_float=str, parse_constant=str)
@@ -207,7 +209,7 @@ def read_id_list(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: a line does not fit, an id comes twice, or the indices are not 0..n-1.
     """
-    lines = decode(read_bytes(path), path).split("\n")
+    lines = read_text(path).split("\n")
     rows = [(k, line.strip("\r")) for k, line in enumerate(lines, start=1) if line.strip()]
     places = (0, 1)
     header = rows[0][1].split()
