@@ -49,25 +49,15 @@ def matching_files(folder: Path, pattern: re.Pattern[str], depth: int) -> list[P
 
 
 def first_line(path: Path) -> str:
-    """The beginning of a file up to its first line end, "" where it cannot be read."""
+    """The first line of a file, of a long one the beginning; "" where it cannot be read.
+
+    For looking only: whoever reads the file is told what is wrong with it.
+    """
     try:
         with path.open("rb") as file:
             return file.readline(4096).decode("utf-8-sig", errors="replace").strip("\r\n")
     except OSError:
         return ""
-
-
-def refuse_page(path: Path) -> None:
-    """Refuse the web page that a site gives to those who are not logged in.
-
-    Raises:
-        DataError: the file begins like HTML.
-    """
-    if first_line(path).lstrip().lower().startswith(("<!doctype", "<html", "<head")):
-        raise DataError(
-            f"E106 {path} is a web page, not the file of this name (perhaps a login or a quota "
-            "page); download it again"
-        )
 
 
 def choose(found: Mapping[str, Path], wanted: str | None, folder: Path, name: str) -> str:
@@ -164,7 +154,6 @@ def compare_histories(
 
 
 def _read_lines(path: Path, cure: str, warnings: list[str]) -> pl.DataFrame:
-    refuse_page(path)
     return read_delimited(path, "\t", columns=("user", "item"), cure=cure, warnings=warnings)
 
 

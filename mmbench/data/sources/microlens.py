@@ -35,11 +35,10 @@ from mmbench.data.sources.histories import (
     matching_files,
     places_of,
     read_histories,
-    refuse_page,
     with_pictures,
 )
 from mmbench.data.sources.numbered_titles import read_numbered
-from mmbench.data.tables import id_column, need_columns, read_delimited, time_column
+from mmbench.data.tables import need_columns, read_delimited, read_header
 from mmbench.errors import DataError
 
 _HOME = "https://recsys.westlake.edu.cn/"
@@ -222,24 +221,19 @@ def _looks_right(path: Path) -> bool:
 
 
 def _read_pairs(path: Path, warnings: list[str]) -> pl.DataFrame:
-    refuse_page(path)
-    header = first_line(path)
-    if re.fullmatch(r"[\d\s,]+", header):
+    header = read_header(path, ",", cure=_CURE)
+    if all(re.fullmatch(r"\d+", cell) for cell in first_line(path).split(",")):
         raise DataError(
-            f"E113 {path}:1: '{header}' is no header; the first line must be {','.join(_HEADER)}, "
-            "which tells the columns apart"
+            f"E113 {path}:1: '{first_line(path)}' is no header; the first line must be "
+            f"{','.join(_HEADER)}, which tells the columns apart"
         )
-    frame = read_delimited(path, ",", cure=_CURE, warnings=warnings)
-    need_columns(frame, path, _HEADER)
-    if frame.height == 0:
-        raise DataError(f"E241 {path} has a header and no rows; {_CURE}")
-    return pl.DataFrame(
-        {
-            "user": id_column(frame, path, "user"),
-            "item": id_column(frame, path, "item"),
-            "timestamp": time_column(frame, path, "timestamp", 2),
-        }
+    need_columns(header, path, _HEADER)
+    pairs = read_delimited(
+        path, ",", keep=_HEADER, times=("timestamp",), cure=_CURE, warnings=warnings
     )
+    if pairs.height == 0:
+        raise DataError(f"E241 {path} has a header and no rows; {_CURE}")
+    return pairs
 
 
 def _read_items(

@@ -30,10 +30,9 @@ from mmbench.data.sources.histories import (
     named_items,
     places_of,
     read_histories,
-    refuse_page,
     with_pictures,
 )
-from mmbench.data.tables import read_delimited
+from mmbench.data.tables import read_delimited, read_header
 from mmbench.errors import DataError
 
 _USERS = re.compile(r"(?P<before>.+_)users(?P<after>(_[^.]*)?)\.tsv", re.I)
@@ -158,8 +157,7 @@ def _item_list(users: Path) -> Path:
 
 
 def _read_items(path: Path, warnings: list[str]) -> pl.DataFrame:
-    refuse_page(path)
-    n_columns = first_line(path).count("\t") + 1
+    n_columns = len(read_header(path, "\t", cure=_CURE))
     if n_columns > len(_COLUMNS):
         raise DataError(
             f"E112 {path}:1: {n_columns} fields, expected at most {len(_COLUMNS)} separated by tab "

@@ -31,10 +31,9 @@ from mmbench.data.sources.histories import (
     named_items,
     places_of,
     read_histories,
-    refuse_page,
     with_pictures,
 )
-from mmbench.data.tables import read_delimited, time_column
+from mmbench.data.tables import Lines, read_delimited, read_header
 from mmbench.errors import DataError
 
 _PAGE = "https://github.com/westlake-repl/NineRec"
@@ -180,50 +179,52 @@ def _read_interactions(
             return pairs, pairs_file, {"interactions_from": pairs_file.name}
     assert histories is not None
     pairs = read_histories(histories, cure=_CURE, warnings=warnings)
-    _check_prefixes(pairs["user"], pairs["item"], histories, rows_are_lines=False)
+    _check_prefixes(pairs["user"], pairs["item"], histories, None)
     return pairs, histories, {"interactions_from": histories.name, "has_order": True}
 
 
 def _read_pairs(path: Path, warnings: list[str]) -> pl.DataFrame:
     """Pairs with the columns told apart by the prefixes of their ids."""
-    refuse_page(path)
-    line = first_line(path)
-    n_columns = line.count(",") + 1 if line else 3
-    columns = ("first", "second", "timestamp")[:n_columns]
-    if n_columns not in (2, 3):
+    start = read_header(path, ",", cure=_CURE)  # the first row: there is no header
+    columns = ("first", "second", "timestamp")[: len(start)]
+    if len(start) not in (2, 3):
         raise DataError(
-            f"E112 {path}:1: {n_columns} fields, expected user, item and time; mend the file"
+            f"E112 {path}:1: {len(start)} fields, expected user, item and time; mend the file"
         )
-    frame = read_delimited(path, ",", columns=columns, cure=_CURE, warnings=warnings)
-    first, second = frame["first"], frame["second"]
-    turned = (first[0] or "").startswith("v") and (second[0] or "").startswith("u")
-    pairs = frame.rename(
-        {"first": "item", "second": "user"} if turned else {"first": "user", "second": "item"}
+    prefixes = start[0][:1] + start[1][:1]
+    if prefixes not in ("uv", "vu"):
+        raise _untold(path, 1, start[0], start[1], 1)
+    user, item = ("first", "second") if prefixes == "uv" else ("second", "first")
+    frame = read_delimited(
+        path, ",", columns=columns, times=("timestamp",), cure=_CURE, warnings=warnings
     )
-    _check_prefixes(pairs["user"], pairs["item"], path, rows_are_lines=True)
-    if "timestamp" in columns:
-        pairs = pairs.with_columns(time_column(pairs, path, "timestamp", 1))
-    return pairs
+    _check_prefixes(frame[user], frame[item], path, frame.lines)
+    return frame.rename({user: "user", item: "item"})
 
 
 def _read_items(path: Path, warnings: list[str]) -> pl.DataFrame:
-    refuse_page(path)
     columns = ("item", "title_zh", "title")
     items = read_delimited(path, ",", columns=columns, quoted=True, cure=_CURE, warnings=warnings)
     return named_items(items.select("item", "title", "title_zh"), path, warnings)
 
 
-def _check_prefixes(
-    users: pl.Series, items: pl.Series, path: Path, *, rows_are_lines: bool
-) -> None:
-    """Refuse ids that do not tell which is the user and which the item."""
+def _check_prefixes(users: pl.Series, items: pl.Series, path: Path, lines: Lines | None) -> None:
+    """Refuse ids that do not tell which is the user and which the item.
+
+    Args:
+        lines: of the rows, None where a line holds several.
+    """
     for ids, prefix in ((users, "u"), (items, "v")):
         wrong = ~ids.str.strip_chars().str.starts_with(prefix).fill_null(True)
         if wrong.any():
             row = int(np.flatnonzero(wrong.to_numpy())[0])
-            line = f":{row + 1}" if rows_are_lines else ""
-            raise DataError(
-                f"E113 {path}{line}: '{users[row]}' and '{items[row]}' do not tell user from "
-                f"item ({int(wrong.sum())} such rows); ids of users begin with u, ids of items "
-                "with v, and the order is the same in every line"
-            )
+            line = lines.of(row) if lines is not None else None
+            raise _untold(path, line, users[row], items[row], int(wrong.sum()))
+
+
+def _untold(path: Path, line: int | None, user: str, item: str, n_rows: int) -> DataError:
+    where = path if line is None else f"{path}:{line}"
+    return DataError(
+        f"E113 {where}: '{user}' and '{item}' do not tell user from item ({n_rows} such rows); "
+        "ids of users begin with u, ids of items with v, and the order is the same in every line"
+    )

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mmbench.data.sources.histories import refuse_page
-from mmbench.data.tables import MALFORMED_SHARE, read_bytes
+from mmbench.data.blocks import Malformed, check_utf8, line_blocks
 from mmbench.errors import DataError
 
 _QUOTED = re.compile(r'\s*"((?:[^"]|"")*)"\s*', re.DOTALL)
@@ -38,18 +37,10 @@ def read_numbered(
         DataError: the file is missing, empty, a web page, not UTF-8, its header names the item
             second, or more lines are malformed than `MALFORMED_SHARE`.
     """
-    refuse_page(path)
-    content = read_bytes(path, cure=cure).removeprefix(b"\xef\xbb\xbf")
-    try:
-        lines = content.decode("utf-8").replace("\r\n", "\n").split("\n")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"E111 {path}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as "
-            "UTF-8"
-        ) from error
-    while lines and not lines[-1].strip():
-        lines.pop()
+    lines: list[str] = []
+    for first_line, block in line_blocks(path, cure=cure):
+        check_utf8(path, first_line, block)
+        lines += block.decode("utf-8").removesuffix("\n").split("\n")
     first = 0 if _number(lines[0], separator) is not None else 1
     if first:
         head = lines[0].split(separator)[0].strip().strip('"').lower()
@@ -58,8 +49,9 @@ def read_numbered(
                 f"E113 {path}:1: found '{lines[0][:80]}'; expected item{separator}{fields[0]}, or "
                 "a line that begins with the number of an item"
             )
-    rows, malformed = _cut(lines, first, separator, len(fields))
-    _tell(path, lines, malformed, warnings)
+    malformed = Malformed(path, "112", warnings, "mend the lines or take the original file")
+    rows = _cut(lines, first, separator, len(fields), malformed)
+    malformed.close(len(lines))
     if not rows:
         raise DataError(f"E241 {path} has a header and no rows; {cure}")
     columns = ("item", *fields)
@@ -79,17 +71,17 @@ def _number(line: str, separator: str) -> str | None:
 
 
 def _cut(
-    lines: list[str], first: int, separator: str, n_fields: int
-) -> tuple[list[tuple[str, ...]], list[int]]:
-    """Rows, and the indices of lines that belong to none."""
+    lines: list[str], first: int, separator: str, n_fields: int, malformed: Malformed
+) -> list[tuple[str, ...]]:
+    """The rows of a list; `malformed` is told of the lines that belong to none."""
     rows: list[tuple[str, ...]] = []
-    malformed: list[int] = []
     at = first
     while at < len(lines):
         item, rest = _number(lines[at], separator), lines[at].partition(separator)[2]
         start, at = at, at + 1
         if item is None:
-            malformed += [start] if lines[start].strip() else []
+            if lines[start].strip():
+                malformed.add(start + 1, f"'{lines[start][:60]}' begins with no item number")
             continue
         if rest.lstrip().startswith('"') and not _QUOTED.fullmatch(rest):
             end = _closing(lines, start, separator, rest)
@@ -97,10 +89,10 @@ def _cut(
                 rest, at = "\n".join([rest, *lines[start + 1 : end + 1]]), end + 1
         cells = [rest] if n_fields == 1 else rest.split(separator, n_fields - 1)
         if len(cells) < n_fields:
-            malformed.append(start)
+            malformed.add(start + 1, f"{len(cells) + 1} fields, expected {n_fields + 1}")
             continue
         rows.append((item, *(_unquote(cell) for cell in cells)))
-    return rows, malformed
+    return rows
 
 
 def _closing(lines: list[str], start: int, separator: str, rest: str) -> int | None:
@@ -120,13 +112,3 @@ def _closing(lines: list[str], start: int, separator: str, rest: str) -> int | N
 def _unquote(cell: str) -> str:
     quoted = _QUOTED.fullmatch(cell)
     return quoted[1].replace('""', '"') if quoted else cell.strip()
-
-
-def _tell(path: Path, lines: list[str], malformed: list[int], warnings: list[str]) -> None:
-    if not malformed:
-        return
-    shown = ", ".join(f"line {at + 1}: '{lines[at][:60]}'" for at in malformed[:3])
-    what = f"{len(malformed)} of {len(lines)} lines of {path} begin with no item number"
-    if len(malformed) > MALFORMED_SHARE * len(lines):
-        raise DataError(f"E112 {what}, e.g. {shown}; mend them or take the original file")
-    warnings.append(f"W114 {what} and are left out, e.g. {shown}")

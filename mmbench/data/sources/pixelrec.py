@@ -28,10 +28,9 @@ from mmbench.data.sources.histories import (
     matching_files,
     named_items,
     places_of,
-    refuse_page,
     with_pictures,
 )
-from mmbench.data.tables import id_column, need_columns, read_delimited, time_column
+from mmbench.data.tables import need_columns, read_delimited, read_header
 from mmbench.errors import DataError
 
 _PAGE = "https://github.com/westlake-repl/PixelRec"
@@ -116,18 +115,11 @@ class PixelRec(Source):
             found, card.facts["dataset"] if card else None, source, card.name if card else ""
         )
         path = found[name]
-        refuse_page(path)
-        frame = read_delimited(path, ",", cure=_CURE, warnings=warnings)
-        if frame.height == 0:
-            raise DataError(f"E241 {path} has a header and no rows; {_CURE}")
         pairs = pl.DataFrame(
-            {
-                "user": id_column(frame, path, "user_id"),
-                "item": id_column(frame, path, "item_id"),
-                "timestamp": time_column(frame, path, "timestamp", 2),
-            }
-        )
-        del frame
+            read_delimited(path, ",", times=("timestamp",), cure=_CURE, warnings=warnings)
+        ).rename({"user_id": "user", "item_id": "item"})
+        if pairs.height == 0:
+            raise DataError(f"E241 {path} has a header and no rows; {_CURE}")
         files = [path]
         items = None
         # Ids mean the same in every subset, so the information of another one serves as well.
@@ -171,7 +163,7 @@ def _find_tables(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 def _not_found(source: Path) -> DataError:
     seen = matching_files(source, _TABLE, depth=2)
     for path in seen:
-        refuse_page(path)
+        read_header(path, ",", cure=_CURE)  # says what is wrong with a file of another kind
     wanted = f"the first line of the interactions must be {','.join(_HEADER)}"
     if not seen:
         return DataError(
@@ -186,5 +178,5 @@ def _read_items(path: Path, warnings: list[str]) -> pl.DataFrame:
     need_columns(frame, path, ("item_id", "title"))
     others = [name for name in frame.columns if name not in ("item_id", "item")]
     fields = [*(name for name in _TEXT if name in others), *(n for n in others if n not in _TEXT)]
-    items = frame.select(id_column(frame, path, "item_id").alias("item"), *fields)
+    items = frame.select(pl.col("item_id").alias("item"), *fields)
     return named_items(items, path, warnings)
