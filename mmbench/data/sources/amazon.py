@@ -14,6 +14,7 @@ import polars as pl
 
 from mmbench.data.blocks import read_pieces
 from mmbench.data.cards import Card, Published, RemoteFile
+from mmbench.data.fetch.ledger import LEDGER
 from mmbench.data.lines import read_scalars
 from mmbench.data.source import RawDataset, RawFeatures, Source
 from mmbench.data.sources.amazon_items import ItemTable
@@ -25,13 +26,7 @@ from mmbench.data.sources.amazon_names import (
     short_name,
     with_category,
 )
-from mmbench.data.tables import (
-    id_column,
-    need_columns,
-    number_column,
-    read_delimited,
-    time_column,
-)
+from mmbench.data.tables import need_columns, read_delimited
 from mmbench.errors import DataError, UnknownNameError
 
 _ENTRIES = 5_000  # looked at per folder; one that holds more holds pictures
@@ -173,7 +168,11 @@ class AmazonRelease(Source, ABC):
         """Whether interactions of this release are in the folder, or below it."""
         if (folder / "5-core").is_dir():  # LATTICE keeps the raw files beside its own
             return False
-        return bool(cls._readings(cls._look(folder)))
+        found = cls._look(folder)
+        readings = cls._readings(found)
+        if (folder / LEDGER).is_file():  # mmbench fetches metadata too: without, it was cut short
+            readings = [known for known in readings if ("meta", known.category) in found]
+        return bool(readings)
 
     @classmethod
     def _look(cls, folder: Path) -> dict[tuple[str, str], Path]:
@@ -338,18 +337,20 @@ def ratings(
     `columns` names its columns; None means that line 1 does, as user_id, parent_asin, rating and
     timestamp.
     """
-    frame = read_delimited(path, ",", columns=columns, cure=cure, warnings=warnings)
-    if columns is None:
-        need_columns(frame, path, ("user_id", "parent_asin", "rating", "timestamp"))
-        frame = frame.rename({"user_id": "user", "parent_asin": "item"})
-    first = 2 if columns is None else 1
-    return pl.DataFrame(
-        {
-            "user": id_column(frame, path, "user"),
-            "item": id_column(frame, path, "item"),
-            "rating": number_column(frame, path, "rating", first),
-            "timestamp": time_column(frame, path, "timestamp", first),
-        }
+    names = ("user", "item") if columns is not None else ("user_id", "parent_asin")
+    frame = read_delimited(
+        path,
+        ",",
+        columns=columns,
+        keep=(*names, "rating", "timestamp"),
+        numbers=("rating",),
+        times=("timestamp",),
+        cure=cure,
+        warnings=warnings,
+    )
+    need_columns(frame, path, (*names, "rating", "timestamp"))
+    return frame.select(
+        pl.col(names[0]).alias("user"), pl.col(names[1]).alias("item"), "rating", "timestamp"
     )
 
 

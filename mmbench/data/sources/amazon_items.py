@@ -17,6 +17,8 @@ from mmbench.data.lines import records
 from mmbench.data.pictures import is_address
 from mmbench.errors import DataError
 
+_BLOCK = 20_000  # rows held as Python objects at a time
+
 Row = Callable[[Mapping[str, Any]], dict[str, str | None]]
 """Makes a row of the item table, without its id, of a metadata record."""
 
@@ -52,18 +54,28 @@ class ItemTable:
             DataError: the file is broken, or describes none of these items.
         """
         told: list[str] = []
-        rows: dict[str, dict[str, str | None]] = {}
+        schema = dict.fromkeys(("item", *self.columns), pl.String)
+        frames = [pl.DataFrame(schema=schema)]
+        block: list[tuple[str | None, ...]] = []
+        seen: dict[str, int] = {}  # a hash of the row tells whether another one is the same
         differing = scraps = 0
         for record in self._records(frozenset(ids.to_list()), told):
             item = str(record[self.key]).strip()
             row = self.row(record)
-            if self.scrap is not None and self.scrap in (row["title"] or ""):
+            is_scrap = self.scrap is not None and self.scrap in (row["title"] or "")
+            if is_scrap:
                 row["title"] = None
-                scraps += item not in rows
-            if item not in rows:
-                rows[item] = row
-            elif rows[item] != row:
-                differing += 1
+            values = (item, *(row[name] for name in self.columns))
+            if item in seen:
+                differing += seen[item] != hash(values)
+                continue
+            seen[item] = hash(values)
+            scraps += is_scrap
+            block.append(values)
+            if len(block) == _BLOCK:  # texts take a third of the memory in a frame
+                frames.append(pl.DataFrame(block, schema=schema, orient="row"))
+                block = []
+        frames.append(pl.DataFrame(block, schema=schema, orient="row"))
         if differing:
             told.append(
                 f"W261 {differing} records of {self.path.name} repeat an item with other content; "
@@ -74,13 +86,11 @@ class ItemTable:
                 f"W262 {scraps} titles of {self.path.name} are pieces of a page's script "
                 f"('{self.scrap}') and count as missing"
             )
-        if not rows and len(ids):
+        if not seen and len(ids):
             self._refuse_strangers(str(ids[0]))
         # The same file may be read twice, for the items before a filter and after it.
         self.warnings += [text for text in told if text not in self.warnings]
-        columns = {name: [row.get(name) for row in rows.values()] for name in self.columns}
-        schema = dict.fromkeys(("item", *self.columns), pl.String)
-        return pl.DataFrame({"item": list(rows), **columns}, schema=schema)
+        return pl.concat(frames)
 
     def _records(self, wanted: frozenset[str] | None, told: list[str]) -> Iterator[dict[str, Any]]:
         return records(self.path, warnings=told, key=self.key, wanted=wanted, cure=self.cure)
