@@ -106,6 +106,11 @@ def export_dataset(
     chosen = LAYOUTS[layout]
     labels = dataset.split(split)
     stored, warnings = _choose_features(dataset, chosen, features)
+    if "cold_items" in labels.facts:
+        warnings.append(
+            f"{chosen.toolbox} judges every held-out row; which of them are the cold cases of "
+            f"{labels.name} its layout does not tell"
+        )
     target = target.resolve()
     _check_target(target, force)
     counts = np.bincount(labels.label, minlength=EXCLUDED + 1)

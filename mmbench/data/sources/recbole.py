@@ -24,9 +24,10 @@ from mmbench.data.sources.recbole_tables import (
     TEXT,
     find_interactions,
     read_atomic,
+    read_header,
 )
 from mmbench.data.sources.recbole_vectors import find_features
-from mmbench.data.tables import need_columns, number_column, offenders
+from mmbench.data.tables import Table, need_columns, offenders
 from mmbench.errors import DataError
 
 # What people call the columns of an item's text, in the order of the composed text.
@@ -36,7 +37,8 @@ _TEXT_COLUMNS = (
     ("categories", "category", "genres", "genre", "class"),
     ("description",),
 )
-_FIRST_LINE = 2  # line 1 is the header
+_IDS = ("user_id", "item_id")
+_NUMBERS = ("rating", "timestamp", INDEX)
 _LARGEST = float(2**62)
 
 
@@ -100,44 +102,45 @@ class RecBoleFiles(Source):
 
 
 def _read_interactions(paths: list[Path], warnings: list[str]) -> tuple[pl.DataFrame, list[str]]:
-    known = {"user_id", "item_id", "rating", "timestamp", INDEX}
+    """Interactions of all files in order, and names of columns that are not used."""
     frames: list[pl.DataFrame] = []
     ignored: list[str] = []
     for part, path in enumerate(paths):
-        frame, header = read_atomic(path, warnings)
-        need_columns(frame, path, ("user_id", "item_id"))
-        kinds = dict(zip(header.names, header.types, strict=True))
-        for column in known & kinds.keys():
-            if kinds[column].endswith("_seq"):
+        header = read_header(path)
+        need_columns(header.names, path, ("user_id", "item_id"))
+        for column, kind in zip(header.names, header.types, strict=True):
+            if column in (*_IDS, *_NUMBERS) and kind.endswith("_seq"):
                 raise DataError(
-                    f"E115 {path}: column '{column}' is a {kinds[column]}; one value per line is "
-                    "needed there"
+                    f"E115 {path}: column '{column}' is a {kind}; one value per line is needed"
                 )
-        ignored += [c for c in header.names if c not in known and c not in ignored]
-        columns = {"user": frame["user_id"], "item": frame["item_id"]}
-        for column in ("rating", "timestamp", INDEX):
+        table, _ = read_atomic(path, warnings, keep=(*_IDS, *_NUMBERS), numbers=_NUMBERS)
+        ignored += [c for c in header.names if c not in (*_IDS, *_NUMBERS, *ignored)]
+        columns = {"user": table["user_id"], "item": table["item_id"]}
+        for column in _NUMBERS:
             columns[column] = (
-                number_column(frame, path, column, _FIRST_LINE)
-                if column in frame.columns
-                else pl.Series([None] * frame.height, dtype=pl.Float64)
+                table[column]
+                if column in table.columns
+                else pl.repeat(None, table.height, dtype=pl.Float64, eager=True)
             )
         huge = (columns["timestamp"].abs() > _LARGEST).fill_null(False)
         if huge.any():
-            told = offenders(path, _FIRST_LINE, huge.to_numpy(), frame["timestamp"], "timestamp")
+            told = offenders(
+                path, table.lines or 0, huge.to_numpy(), columns["timestamp"], "timestamp"
+            )
             raise DataError(f"E216 {told}; times are seconds, ms or us since 1970")
         label = part if len(paths) > 1 else None
-        columns["split"] = pl.Series([label] * frame.height, dtype=pl.Int8)
+        columns["split"] = pl.repeat(label, table.height, dtype=pl.Int8, eager=True)
         frames.append(pl.DataFrame(columns))
-    table = pl.concat(frames)
-    if not table.height:
+    joined = pl.concat(frames)
+    if not joined.height:
         raise DataError(f"E241 {paths[0]} has a header and no rows; check the file")
     if "label" in ignored:
         warnings.append(
             f"W115 column 'label' of {paths[0].name} is not used: every line counts as liked"
         )
-    if table[INDEX].null_count() == 0:
-        table = table.sort(INDEX, maintain_order=True)
-    return table.drop(INDEX).with_columns(_whole_times(table["timestamp"])), ignored
+    if joined[INDEX].null_count() == 0:
+        joined = joined.sort(INDEX, maintain_order=True)
+    return joined.drop(INDEX).with_columns(_whole_times(joined["timestamp"])), ignored
 
 
 def _whole_times(times: pl.Series) -> pl.Series:
@@ -150,19 +153,24 @@ def _whole_times(times: pl.Series) -> pl.Series:
     return ((times * 1000).round() if in_seconds else times.floor()).cast(pl.Int64)
 
 
-def _read_described(path: Path, key: str, warnings: list[str]) -> pl.DataFrame | None:
+def _read_described(path: Path, key: str, warnings: list[str]) -> Table | None:
     """The table of users or of items, without sequences of numbers; None if there is none."""
     if not path.is_file():
         return None
-    frame, header = read_atomic(path, warnings)
-    need_columns(frame, path, (key,))
-    vectors = [n for n, kind in zip(header.names, header.types, strict=True) if kind == "float_seq"]
-    return frame.drop(vectors).with_columns(pl.col(key).str.strip_chars(" \t\r\n"))
+    header = read_header(path)
+    need_columns(header.names, path, (key,))
+    kinds = zip(header.names, header.types, strict=True)
+    keep = [name for name, kind in kinds if kind != "float_seq" or name == key]
+    table, _ = read_atomic(path, warnings, keep=keep, numbers=(INDEX,))
+    lines = table.lines
+    table = Table(table.with_columns(pl.col(key).str.strip_chars(" \t\r\n")))
+    table.lines = lines
+    return table
 
 
 def _numbered_ids(table: pl.DataFrame, path: Path, key: str) -> tuple[str, ...]:
     """Raw ids in the order of the exported dataset."""
-    index = number_column(table, path, INDEX, _FIRST_LINE).to_numpy()
+    index = table[INDEX].to_numpy()
     if not np.array_equal(np.sort(index), np.arange(table.height)):
         raise DataError(
             f"E213 {path}: {INDEX} must hold each of 0..{table.height - 1} once; export the "
@@ -198,14 +206,14 @@ def _to_index(
 
 
 def _item_table(
-    table: pl.DataFrame | None, path: Path, index: dict[str, str] | None
+    table: Table | None, path: Path, index: dict[str, str] | None
 ) -> tuple[pl.DataFrame | None, tuple[str, ...]]:
     """The item table with the columns that `RawDataset` wants, and the fields of the text."""
     if table is None:
         return None, ()
     without = table["item_id"].fill_null("") == ""
     if without.any():
-        told = offenders(path, _FIRST_LINE, without.to_numpy(), table["item_id"], "item_id")
+        told = offenders(path, table.lines or 0, without.to_numpy(), table["item_id"], "item_id")
         raise DataError(f"E113 {told}; every line needs an id")
     if "item" in table.columns:
         raise DataError(f"E113 {path}: column 'item' beside 'item_id'; rename it")
@@ -217,11 +225,10 @@ def _item_table(
     renamed = {groups[0]: "title"} if groups[0] not in (None, "title") else {}
     if "image" in table.columns and not all(map(is_address, table["image"].drop_nulls())):
         renamed["image"] = "image_path"  # below a folder that nobody knows
-    table = table.drop(INDEX, strict=False)
-    table = table.rename({"item_id": "item", **renamed})
+    items = table.drop(INDEX, strict=False).rename({"item_id": "item", **renamed})
     if index is not None:
-        table = table.with_columns(pl.col("item").replace_strict(index, return_dtype=pl.String))
-    return table, tuple(renamed.get(name, name) for name in text_fields)
+        items = items.with_columns(pl.col("item").replace_strict(index, return_dtype=pl.String))
+    return items, tuple(renamed.get(name, name) for name in text_fields)
 
 
 def _warn_of_unused(

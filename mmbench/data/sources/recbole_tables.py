@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from mmbench.data.tables import read_delimited
+from mmbench.data.tables import Table, read_delimited
 from mmbench.errors import DataError
 
 INDEX = "mmbench_index"
@@ -67,7 +68,7 @@ def read_header(path: Path) -> Header:
     names, types = [], []
     for field in fields:
         name, colon, kind = field.rpartition(":")
-        if not (name and colon and kind in TYPES):
+        if not name or ":" in name or not colon or kind not in TYPES:
             raise DataError(
                 f"E115 {path}: header field '{field}' needs name:type with type "
                 f"{', '.join(TYPES[:-1])} or {TYPES[-1]}"
@@ -80,22 +81,44 @@ def read_header(path: Path) -> Header:
     return Header(tuple(names), tuple(types), separator)
 
 
-def read_atomic(path: Path, warnings: list[str]) -> tuple[pl.DataFrame, Header]:
-    """An atomic file as columns of text; cells in quotes are taken out of them, as RecBole does."""
+def read_atomic(
+    path: Path,
+    warnings: list[str],
+    *,
+    keep: Collection[str] | None = None,
+    numbers: Collection[str] = (),
+) -> tuple[Table, Header]:
+    """An atomic file as columns of text; cells in quotes are taken out of them, as RecBole does.
+
+    Args:
+        warnings: is told of malformed lines.
+        keep: names of the columns to read; None means all.
+        numbers: names of columns to convert to float64 on the way.
+
+    Raises:
+        DataError: as `read_header` and `read_delimited`.
+    """
     header = read_header(path)
-    frame = read_delimited(path, header.separator, warnings=warnings)
-    frame.columns = list(header.names)
-    quoted = [
-        pl.when(pl.col(name).str.contains(_QUOTED))
-        .then(pl.col(name).str.slice(1, pl.col(name).str.len_chars() - 2).str.replace_all(
-            '""', '"', literal=True
-        ))
-        .otherwise(pl.col(name))
-        .alias(name)
-        for name in frame.columns
-        if frame[name].str.starts_with('"').any()
-    ]  # fmt: skip
-    return frame.with_columns(quoted), header
+    typed = {name: f"{name}:{kind}" for name, kind in zip(header.names, header.types, strict=True)}
+    kept = [name for name in header.names if keep is None or name in keep]
+    table = read_delimited(
+        path,
+        header.separator,
+        keep={typed[name] for name in kept},
+        numbers={typed[name] for name in numbers if name in typed},
+        warnings=warnings,
+    )
+    lines = table.lines
+    table.columns = kept
+    for name in kept:
+        cells = table[name]
+        if cells.dtype == pl.String and cells.str.starts_with('"').any():
+            inner = cells.str.slice(1, cells.str.len_chars() - 2)
+            bare = inner.str.replace_all('""', '"', literal=True)
+            unquoted = pl.when(cells.str.contains(_QUOTED)).then(bare).otherwise(cells)
+            table = Table(table.with_columns(unquoted.alias(name)))
+    table.lines = lines
+    return table, header
 
 
 def find_interactions(source: Path) -> tuple[str, list[Path]]:

@@ -11,8 +11,10 @@ import polars as pl
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from mmbench.data.features import rows_in_item_order
 from mmbench.data.source import RawFeatures
 from mmbench.data.sources.recbole_tables import NARROW, Header, read_header
+from mmbench.data.store import write_array
 from mmbench.errors import DataError
 
 _BLOCK_BYTES = 8 * 2**20
@@ -71,12 +73,21 @@ def find_features(
             if rows is None:
                 warnings.append(f"W118 {path.name}: column '{field}' holds no vectors; left out")
                 continue
-            # An id that is no item must not look like the index of one.
-            names = rows if index is None else [index.get(row, f"?{row}") for row in rows]
-            found[place] = (path, RawFeatures(target, *place, tuple(names)))
+            found[place] = (path, _feature(path, target, place, rows, index))
             if not own:
                 files.append(path)
     return tuple(feature for _, feature in found.values())
+
+
+def _feature(
+    path: Path, target: Path, place: tuple[str, str], rows: list[str], index: dict[str, str] | None
+) -> RawFeatures:
+    """The matrix in `target` with the ids of its rows, or in the order of the numbered items."""
+    if index is None:
+        return RawFeatures(target, *place, tuple(rows))
+    matrix = rows_in_item_order(np.load(target, allow_pickle=False), rows, list(index), path)
+    write_array(target, matrix)
+    return RawFeatures(target, *place)
 
 
 def _escaped(name: str) -> str:
