@@ -57,7 +57,7 @@ def test_nothing_is_fetched_unasked(mmbench: Callable, site, tmp_path: Path) -> 
 
 def test_a_known_dataset_is_fetched_once(mmbench: Callable, site, tmp_path: Path) -> None:
     site.fault(ZIP, cut_after=300)
-    done = mmbench("prepare", "ml-100k", "--download", "--no-features")
+    done = mmbench("prepare", "ml-100k", "--download", "--accept-changed", "--no-features")
     assert done.status == 0, done.err
     assert "ml-100k is movielens-100k" in " ".join(done.err.split())
     assert "12 users, 15 items, 120 interactions" in done.out
@@ -71,6 +71,19 @@ def test_a_known_dataset_is_fetched_once(mmbench: Callable, site, tmp_path: Path
     kinds = {row["name"]: (row["kind"], row["prepared"]) for row in listed}
     assert kinds["movielens-100k"] == ("dataset", True)
     assert kinds["films"] == ("own", True)
+
+
+def test_a_file_of_another_size_than_recorded_is_not_kept(
+    mmbench: Callable, site, tmp_path: Path
+) -> None:
+    done = mmbench("prepare", "movielens-100k", "--download")
+    said = " ".join(done.err.split())
+    assert done.status == 2
+    assert "E105 ml-100k.zip cannot be fetched" in said
+    assert "recorded 4924029" in said
+    assert "--accept-changed" in said
+    assert not (tmp_path / "data/_raw/movielens-100k/ml-100k.zip").exists()
+    assert not (tmp_path / "data/movielens-100k").exists()
 
 
 def test_an_unknown_part_is_refused(mmbench: Callable, site) -> None:
@@ -105,7 +118,7 @@ def test_a_card_tells_what_is_known(mmbench: Callable, name: str) -> None:
 
 def test_a_preset_sets_core_and_splits_and_options_come_on_top(mmbench: Callable, site) -> None:
     done = mmbench(
-        "prepare", "movielens-100k", "--download", "--no-features", "--preset", "mmsr",
+        "prepare", "movielens-100k", "--download", "--accept-changed", "--no-features", "--preset", "mmsr",
         "--user-core", "3", "--output-format", "json",
     )  # fmt: skip
     assert done.status == 0, done.err
@@ -119,7 +132,7 @@ def test_a_preset_sets_core_and_splits_and_options_come_on_top(mmbench: Callable
 
 def test_several_seeds_and_several_samples_at_once(mmbench: Callable, site, tmp_path: Path) -> None:
     done = mmbench(
-        "prepare", "movielens-100k", "--download", "--no-features", "--split", "random-per-user",
+        "prepare", "movielens-100k", "--download", "--accept-changed", "--no-features", "--split", "random-per-user",
         "--split", "leave-one-out", "--split-seeds", "0-2", "--sample-users", "4,8",
         "--output-format", "json",
     )  # fmt: skip
@@ -129,17 +142,23 @@ def test_several_seeds_and_several_samples_at_once(mmbench: Callable, site, tmp_
     names = [split["name"] for split in small["splits"]]
     assert names == [*(f"random-per-user.seed-{k}" for k in range(3)), "leave-one-out"]
     assert len({split["fingerprint"] for split in small["splits"]}) == 4
-    users = [
-        {json.loads(line)["id"] for line in (tmp_path / f"data/{facts['name']}/users.jsonl").open()}
-        for facts in (small, large)
-    ]
+    stored = [tmp_path / f"data/{facts['name']}/users.jsonl" for facts in (small, large)]
+    users = [{json.loads(line)["id"] for line in p.read_text().splitlines()} for p in stored]
     assert (len(users[0]), len(users[1])) == (4, 8)
     assert users[0] < users[1]
 
 
 def test_two_machines_make_the_same_bytes(mmbench: Callable, site, tmp_path: Path) -> None:
     options = ["--split", "cold-items", "--split", "leave-one-out", "--no-features"]
-    first = mmbench("prepare", "movielens-100k", "--download", "--data-dir", "here", *options)
+    first = mmbench(
+        "prepare",
+        "movielens-100k",
+        "--download",
+        "--accept-changed",
+        "--data-dir",
+        "here",
+        *options,
+    )
     raw = tmp_path / "elsewhere"
     with zipfile.ZipFile(io.BytesIO(films())) as archive:
         archive.extractall(raw)
