@@ -17,7 +17,7 @@ from mmbench.data.cards import Card, Published, RemoteFile
 from mmbench.data.fetch.ledger import LEDGER
 from mmbench.data.lines import read_scalars
 from mmbench.data.source import RawDataset, RawFeatures, Source
-from mmbench.data.sources.amazon_items import ItemTable
+from mmbench.data.sources.amazon_items import ItemTable, shards
 from mmbench.data.sources.amazon_names import (
     CATEGORIES,
     find_category,
@@ -262,7 +262,7 @@ class AmazonRelease(Source, ABC):
                 scrap=self.scrap,
                 warnings=warnings,
             )  # fmt: skip
-            files.append(metadata)
+            files += shards(metadata)
         else:
             warnings.append(
                 f"W262 {named.path} is not under {source}: items have neither texts nor pictures; "

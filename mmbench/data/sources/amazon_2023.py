@@ -5,6 +5,7 @@ benchmark/0core/rating_only/<Category>.csv    the same without a core: "-ratings
 benchmark/5core/last_out/<Category>.{train,valid,test}.csv    the published split "-last-out"
 benchmark/5core/timestamp/<Category>.{train,valid,test}.csv   the published split "-timestamp"
 raw/meta_categories/meta_<Category>.jsonl     parent_asin, title, store, categories, images
+raw_meta_<Category>/full-*.parquet            the same
 raw/review_categories/<Category>.jsonl        all reviews, read where there is no table
 
 Items are parent products: variants such as colours share one `parent_asin`.
@@ -29,6 +30,7 @@ _REVISION = "2b6d039ed471f2ba5fd2acb718bf33b0a7e5598e"
 _BASE = f"https://huggingface.co/datasets/McAuley-Lab/Amazon-Reviews-2023/resolve/{_REVISION}/"
 _MIRROR = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023/"
 _FILE = re.compile(r"(meta_)?(\w+?)(?:\.(train|valid|test))?\.(jsonl|csv)(?:\.gz)?", re.ASCII)
+_SHARD = re.compile(r"full-\d+-of-\d+\.parquet", re.ASCII)
 _HEADERLESS = re.compile(r"[^,]+,[^,]+,[0-9.]+,[0-9]{12,13}(,.*)?")  # milliseconds
 _COLUMNS = ("user", "item", "rating", "timestamp", "history")
 _SPLITS = {"last_out": "last-out", "timestamp": "timestamp"}
@@ -102,6 +104,9 @@ class Amazon2023(AmazonRelease):
     @classmethod
     def classify(cls, path: Path) -> tuple[str, str] | None:
         """See `AmazonRelease.classify`."""
+        if _SHARD.fullmatch(path.name):
+            category = path.parent.name.removeprefix("raw_meta_")
+            return ("meta", category) if category in CATEGORIES[cls.year] else None
         match = _FILE.fullmatch(path.name)
         if match is None or match[2] not in CATEGORIES[cls.year]:
             return None

@@ -15,9 +15,10 @@ import polars as pl
 
 from mmbench.data.lines import records
 from mmbench.data.pictures import is_address
+from mmbench.data.tables import need_columns
 from mmbench.errors import DataError
 
-_BLOCK = 20_000  # rows held as Python objects at a time
+_BLOCK = 20_000  # rows held as Python objects at a time; a frame takes less memory
 
 Row = Callable[[Mapping[str, Any]], dict[str, str | None]]
 """Makes a row of the item table, without its id, of a metadata record."""
@@ -25,10 +26,10 @@ Row = Callable[[Mapping[str, Any]], dict[str, str | None]]
 
 @dataclass
 class ItemTable:
-    """An `ItemReader` of one metadata file.
+    """An `ItemReader` of one metadata file, or of one in several Parquet files.
 
     Attributes:
-        path: the file, one record per line.
+        path: the file, one record per line, or the first of the Parquet files.
         interactions: file that the asked ids come from, for messages.
         key: field that holds the item id.
         columns: the fields that `row` gives, in order.
@@ -72,7 +73,7 @@ class ItemTable:
             seen[item] = hash(values)
             scraps += is_scrap
             block.append(values)
-            if len(block) == _BLOCK:  # texts take a third of the memory in a frame
+            if len(block) == _BLOCK:
                 frames.append(pl.DataFrame(block, schema=schema, orient="row"))
                 block = []
         frames.append(pl.DataFrame(block, schema=schema, orient="row"))
@@ -93,7 +94,32 @@ class ItemTable:
         return pl.concat(frames)
 
     def _records(self, wanted: frozenset[str] | None, told: list[str]) -> Iterator[dict[str, Any]]:
-        return records(self.path, warnings=told, key=self.key, wanted=wanted, cure=self.cure)
+        if self.path.suffix == ".parquet":
+            for path in shards(self.path):
+                yield from self._stored_records(path, wanted)
+        else:
+            yield from records(
+                self.path, warnings=told, key=self.key, wanted=wanted, cure=self.cure
+            )
+
+    def _stored_records(
+        self, path: Path, wanted: frozenset[str] | None
+    ) -> Iterator[dict[str, Any]]:
+        """Records of a Parquet file; a few alone where all are asked for."""
+        try:
+            stored = pl.scan_parquet(path)
+            need_columns(stored.collect_schema().names(), path, (self.key,))
+            if wanted is None:
+                found = stored.head(1).collect()
+            else:
+                ids = pl.Series(sorted(wanted), dtype=pl.String)
+                found = stored.filter(pl.col(self.key).is_in(ids.implode())).collect()
+        except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise DataError(
+                f"E106 {path} is not a complete Parquet file ({reason}); {self.cure}"
+            ) from error
+        yield from found.iter_rows(named=True)
 
     def _refuse_strangers(self, asked: str) -> None:
         held = next(self._records(None, []), None)
@@ -103,6 +129,14 @@ class ItemTable:
                 f"'{held.get(self.key)}' against '{asked}'; the two files belong to different "
                 "categories or releases"
             )
+
+
+def shards(path: Path) -> list[Path]:
+    """The files that the table in `path` is spread over, itself alone if it is none of several."""
+    start, mark, _ = path.name.partition("-of-")
+    if path.suffix != ".parquet" or not mark:
+        return [path]
+    return sorted(path.parent.glob(f"{start.rpartition('-')[0]}-*-of-*.parquet"))
 
 
 def text_of(value: object) -> str | None:

@@ -237,7 +237,7 @@ def test_image_features_keep_the_item_of_each_record(folder, tmp_path):
     assert stored.item_ids == ("B0NOTBOUGH", "9729375011", "097293751X")
 
     dataset = prepare("baby", source=folder, data_dir=tmp_path / "data").dataset
-    features = dataset.features("visual__cnn-4096")
+    features = dataset.features("visual")
     order = [dataset.item_ids.index(item) for item in ("9729375011", "097293751X")]
     assert np.array_equal(features.matrix[order], vectors[1:])
     assert features.mask.sum() == 2
@@ -252,7 +252,7 @@ def test_of_image_features_that_repeat_an_item_the_first_counts(folder, tmp_path
     assert "1 records of image_features_Baby.b repeat an item" in raw.warnings[0]
     dataset = prepare("baby", source=folder, data_dir=tmp_path / "data").dataset
     row = dataset.item_ids.index("9729375011")
-    assert np.array_equal(dataset.features("visual__cnn-4096").matrix[row], vectors[0])
+    assert np.array_equal(dataset.features("visual").matrix[row], vectors[0])
 
 
 @pytest.mark.parametrize("cut", [1, 10, 16_393])

@@ -234,6 +234,45 @@ def test_compressed_files_of_the_mirror_are_read_under_any_name(folder, tmp_path
     assert len(rows_of(raw)) == 3
 
 
+def write_parquet(folder):
+    """The metadata in two Parquet files, pictures as one list per field."""
+    (folder / "raw/meta_categories/meta_Baby_Products.jsonl").unlink()
+    home = folder / "raw_meta_Baby_Products"
+    home.mkdir()
+    texts, lists = ("title", "store", "price", "parent_asin"), ("description", "categories")
+    for part, record in enumerate(METADATA[:2]):
+        images = {
+            name: [image[name] for image in record["images"]]
+            for name in ("hi_res", "large", "thumb", "variant")
+        }
+        row = {name: record.get(name) for name in texts} | {name: record[name] for name in lists}
+        frame = pl.DataFrame(
+            [{**row, "features": record["features"], "images": images, "details": "{}"}],
+            schema_overrides=dict.fromkeys(texts, pl.String)
+            | dict.fromkeys((*lists, "features"), pl.List(pl.String)),
+        )
+        frame.write_parquet(home / f"full-{part:05}-of-00002.parquet")
+    return home
+
+
+def test_metadata_may_be_parquet(folder, tmp_path):
+    expected = rows_of(read(folder, tmp_path))
+    home = write_parquet(folder)
+    raw = read(folder, tmp_path)
+    rows = rows_of(raw)
+    assert rows == {item: expected[item] for item in ("0123456789", "9729375011")}
+    assert [path.parent for path in raw.files[1:]] == [home, home]
+    with pytest.raises(DataError, match=r"E266 .*'0123456789' against 'B1'"):
+        raw.items(pl.Series("item", ["B1"]))
+
+
+def test_broken_parquet_is_refused(folder, tmp_path):
+    path = write_parquet(folder) / "full-00001-of-00002.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"E106 .*full-00001.* not a complete Parquet file"):
+        rows_of(read(folder, tmp_path))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
