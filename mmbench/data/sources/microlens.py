@@ -75,6 +75,7 @@ _CARDS = (
         citation=_CITATION,
         terms=_TERMS,
         page=_PAGE,
+        # Sizes and hashes are those that several users of the release measured and agree on.
         files=(
             _file(
                 "50k",

@@ -6,8 +6,8 @@
 
 The two files share what stands around `users` and `items` in their names: hm_50w_users.tsv and
 hm_50w_items.tsv, hm_pick_users_20W.tsv and hm_pick_items_20W.tsv. MoRec's loaders skip users with
-fewer than five items; so do we, once and before anything else, and every history is kept whole,
-while theirs cut it to a setting of the model.
+fewer than five entries, and so do we, but an item that comes back counts once; every history is
+kept whole, while theirs cut it to a setting of the model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PixelRec: videos of a Chinese site with covers, titles, tags and descriptions.
+"""PixelRec: videos of one site with covers, titles, tags and descriptions.
 
 interactions         CSV, header item_id,user_id,timestamp (in this order); Unix seconds
 item information     CSV, header item_id, seven counters, title, tag, description; quoted cells
