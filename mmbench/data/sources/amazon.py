@@ -26,10 +26,11 @@ from mmbench.data.sources.amazon_names import (
     short_name,
     with_category,
 )
+from mmbench.data.sources.folders import list_pictures
 from mmbench.data.tables import need_columns, read_delimited
 from mmbench.errors import DataError, UnknownNameError
 
-_ENTRIES = 5_000  # looked at per folder; one that holds more holds pictures
+_ENTRIES = 5_000  # looked at per inner folder; one that holds more holds pictures
 _DEEP = frozenset({
     "benchmark", "0core", "5core", "rating_only", "last_out", "timestamp", "raw",
     "review_categories", "meta_categories", "categoryFiles", "categoryFilesSmall", "metaFiles",
@@ -166,11 +167,12 @@ class AmazonRelease(Source, ABC):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether interactions of this release are in the folder, or below it."""
-        if (folder / "5-core").is_dir():  # LATTICE keeps the raw files beside its own
+        if _holds(folder, "5-core"):  # LATTICE keeps the raw files beside its own
             return False
         found = cls._look(folder)
         readings = cls._readings(found)
-        if (folder / LEDGER).is_file():  # mmbench fetches metadata too: without, it was cut short
+        # What mmbench itself fetches has metadata too; without, it was cut short.
+        if _holds(folder, LEDGER):
             readings = [known for known in readings if ("meta", known.category) in found]
         return bool(readings)
 
@@ -252,6 +254,7 @@ class AmazonRelease(Source, ABC):
             frame = self.read_file(kind, path, cure, warnings)
             parts.append(frame.with_columns(pl.lit(label, pl.Int8).alias("split")))
         files = list(reading.files.values())
+        images = source / "images"
         metadata = found.get(("meta", category))
         named = next(file for file in card.files if "meta_" in file.path)
         table = None
@@ -260,6 +263,8 @@ class AmazonRelease(Source, ABC):
                 metadata, files[0], self.key, self.columns, self.item_row,
                 cure=f"get it again from {named.addresses[0]}",
                 scrap=self.scrap,
+                # What mmbench fetched into a folder of its own, it finds by the addresses.
+                pictures={} if _holds(source, LEDGER) else list_pictures(images),
                 warnings=warnings,
             )  # fmt: skip
             files += shards(metadata)
@@ -269,7 +274,6 @@ class AmazonRelease(Source, ABC):
                 f"get it from {named.addresses[0]}"
             )
         features = self.read_features(found, category, warnings)
-        images = source / "images"
         return RawDataset(
             interactions=pl.concat(parts),
             items=table,
@@ -305,16 +309,33 @@ def list_files(folder: Path) -> list[Path]:
         for place in level:
             try:
                 with os.scandir(place) as entries:
-                    held = sorted(islice(entries, _ENTRIES), key=lambda entry: entry.name)
+                    held = sorted(
+                        islice(entries, _ENTRIES if depth else None), key=lambda entry: entry.name
+                    )
             except OSError:
                 continue
             for entry in held:
-                if entry.is_file():
+                kind = _kind(entry)
+                if kind == "file":
                     files.append(Path(entry.path))
-                elif entry.is_dir() and (depth == 0 or entry.name in _DEEP):
+                elif kind == "folder" and (depth == 0 or entry.name in _DEEP):
                     below.append(Path(entry.path))
         level = below
     return files
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    try:
+        return "file" if entry.is_file() else "folder" if entry.is_dir() else "other"
+    except OSError:  # a link that leads in a circle, for example
+        return "other"
+
+
+def _holds(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).exists()
+    except OSError:
+        return False
 
 
 def reviews(path: Path, fields: Mapping[str, str], cure: str, warnings: list[str]) -> pl.DataFrame:

@@ -36,6 +36,8 @@ class ItemTable:
         row: makes a row of a record.
         cure: what to do about a broken file.
         scrap: what a title holds that is a piece of a page's script; it counts as missing.
+        pictures: path of the picture that is here already, by item; it takes the place of the
+            address.
         warnings: told of what is odd in the file.
     """
 
@@ -46,6 +48,7 @@ class ItemTable:
     row: Row
     cure: str = ""
     scrap: str | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def __call__(self, ids: pl.Series) -> pl.DataFrame:
@@ -66,6 +69,7 @@ class ItemTable:
             is_scrap = self.scrap is not None and self.scrap in (row["title"] or "")
             if is_scrap:
                 row["title"] = None
+            row["image"] = self.pictures.get(item, row["image"])
             values = (item, *(row[name] for name in self.columns))
             if item in seen:
                 differing += seen[item] != hash(values)

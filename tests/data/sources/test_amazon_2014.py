@@ -178,6 +178,16 @@ def test_it_prepares_with_texts_and_picture_addresses(folder, tmp_path):
     assert dataset.manifest["text"]["missing"] == 2
 
 
+def test_pictures_that_are_here_are_used(folder, tmp_path, write_picture):
+    held = write_picture(folder / "images" / "097293751X.png")
+    write_picture(folder / "images" / "B0043XBDOW.jpg", seed=1)
+    assert read(folder, tmp_path).image_root == folder / "images"
+    dataset = prepare("amazon14-baby", source=folder, data_dir=tmp_path / "data").dataset
+    paths = dict(zip(dataset.item_ids, dataset.image_paths, strict=True))
+    assert paths["097293751X"].read_bytes() == held.read_bytes()
+    assert [item for item, path in paths.items() if path] == ["097293751X", "B0043XBDOW"]
+
+
 def test_other_text_fields_can_be_asked_for(folder, tmp_path):
     from mmbench.data.cleaning import PrepareConfig
 
@@ -419,6 +429,8 @@ def test_other_folders_are_not_recognised(tmp_path, folder):
     (empty / "reviews_Baby_5.json.gz").mkdir(parents=True)
     (empty / "ratings_Nothing.csv").write_bytes(b"\x00\x01")
     (empty / "Arts_Crafts_and_Sewing_5.json.gz").write_bytes(b"")
+    assert not Amazon2014.recognises(empty)
+    (empty / "circle").symlink_to(empty / "circle")
     assert not Amazon2014.recognises(empty)
     assert not Amazon2014.recognises(tmp_path / "nowhere")
     (folder / "5-core").mkdir()
