@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import contextlib
-import errno
 import gzip
 import lzma
 import os
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from mmbench.data.fetch.disk import FULL, free_in
 from mmbench.data.fetch.kinds import BLOCK, BrokenFile, archive_kind, check_kind
 from mmbench.data.fetch.web import Ticker, Watch, nobody, size_text
 from mmbench.errors import DataError
@@ -33,7 +33,6 @@ _MAX_RATIO = 200
 _ALWAYS_ALLOWED = 64 * 2**20
 """Bytes that any archive may hold, however small it is itself."""
 _MAX_HEADER = 2**22
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
     NotImplementedError, ValueError, struct.error,
@@ -184,9 +183,8 @@ def _unpack_zip(room: _Room, ticker: Ticker) -> None:
         if len(members) > room.max_files:
             raise room.refuse(f"it has more than the {room.max_files} files allowed")
         claimed = sum(member.file_size for member in members)
-        free = shutil.disk_usage(room.folder).free
-        if free < claimed <= room.limit:
-            raise _no_room(room.archive, room.folder.parent, claimed, free)
+        if free_in(room.folder) < claimed <= room.limit:
+            raise _no_room(room.archive, room.folder.parent, claimed)
         n_read = 0
         for member in members:
             # `filename` was cut at a NUL and had its backslashes replaced; this is what stands
@@ -351,18 +349,17 @@ def _missing_folders(target: Path) -> list[Path]:
 
 
 def _not_written(archive: Path, target: Path, error: OSError) -> DataError:
-    if error.errno in _NO_ROOM:
-        free = shutil.disk_usage(next(f for f in (target, *target.parents) if f.exists())).free
-        return _no_room(archive, target, None, free)
+    if error.errno in FULL:
+        return _no_room(archive, target, None)
     return DataError(
         f"E108 {archive} cannot be unpacked to {target}: {error.strerror or error}; nothing of it "
         "was unpacked"
     )
 
 
-def _no_room(archive: Path, target: Path, needed: int | None, free: int) -> DataError:
+def _no_room(archive: Path, target: Path, needed: int | None) -> DataError:
     need = "more than that is" if needed is None else f"{size_text(needed)} are"
     return DataError(
-        f"E108 {size_text(free)} free in {target}, {need} needed to unpack {archive.name}; make "
-        "room and run this again: the archive is kept"
+        f"E108 {size_text(free_in(target))} free in {target}, {need} needed to unpack "
+        f"{archive.name}; make room and run this again: the archive is kept"
     )

@@ -7,6 +7,7 @@ import http
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError
@@ -66,7 +67,7 @@ def ask(
     Raises:
         NoAnswer: no answer, a bad one, or the connection failed inside the block.
     """
-    if not address.lower().startswith(("http://", "https://")):
+    if not host_of(address):
         raise NoAnswer("not an address with http or https")
     try:
         with session.request(
@@ -92,6 +93,16 @@ def ask(
         silent = isinstance(_innermost(error), TimeoutError)
         reason = f"silent for {web.timeout_s:g} s" if silent else "the connection was cut"
         raise NoAnswer(reason, again=True) from error
+
+
+def host_of(address: str) -> str:
+    """Host and port of a web address, "" for anything else."""
+    try:
+        parts = urlsplit(address)
+        is_web = parts.scheme.lower() in ("http", "https") and parts.hostname
+        return f"{parts.hostname}:{parts.port or ''}" if is_web else ""
+    except ValueError:  # for example a port that is no number
+        return ""
 
 
 def blocks(response: requests.Response, *, decoded: bool = False) -> Iterator[bytes]:

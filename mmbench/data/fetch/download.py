@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,23 +13,17 @@ from mmbench.data.cards import RemoteFile
 from mmbench.data.fetch import asking
 from mmbench.data.fetch.archives import unpack
 from mmbench.data.fetch.asking import NoAnswer, ask
-from mmbench.data.fetch.kinds import (
-    BrokenFile,
-    check_kind,
-    is_page_name,
-    starts_as,
-)
+from mmbench.data.fetch.disk import free_in, no_room, writing_to
+from mmbench.data.fetch.kinds import BrokenFile, check_kind, is_page_name, starts_as
 from mmbench.data.fetch.ledger import Entry, now, read_ledger, record
 from mmbench.data.fetch.locking import alone_in
 from mmbench.data.fetch.part import Origin, Part
-from mmbench.data.fetch.planning import COMPRESSED, Plan, existing, is_whole, missing_files, plan
-from mmbench.data.fetch.web import Ticker, Watch, Web, nobody, shown, size_text
+from mmbench.data.fetch.planning import COMPRESSED, Plan, is_whole, missing_files, plan
+from mmbench.data.fetch.web import Ticker, Watch, Web, nobody, shown
 from mmbench.data.hashing import sha256_file
 from mmbench.errors import DataError
 
 __all__ = ["Plan", "Watch", "Web", "download", "missing_files", "nobody", "plan"]
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def download(plan: Plan, web: Web, watch: Watch = nobody) -> None:
@@ -46,7 +37,7 @@ def download(plan: Plan, web: Web, watch: Watch = nobody) -> None:
             process is at work in the folder (E104).
     """
     _check_room(plan, missing_files(plan.missing, plan.folder))
-    with _writing_to(plan.folder), alone_in(plan.folder), asking.new_session() as session:
+    with writing_to(plan.folder), alone_in(plan.folder), asking.new_session() as session:
         # Looked at again: whoever held the lock until now may have fetched some.
         for file in missing_files(plan.missing, plan.folder):
             _Fetch(file, plan.folder, session, web, watch).run()
@@ -178,9 +169,8 @@ class _Fetch:
         if (looks or says) and not is_page_name(self.path.name):
             raise NoAnswer("the server sent a web page, perhaps a login", code="E106")
         self._check_length(origin.total)
-        free = shutil.disk_usage(existing(self.folder)).free
-        if (origin.total or 0) - offset > free:
-            raise _no_room(self.folder, (origin.total or 0) - offset, free)
+        if (origin.total or 0) - offset > free_in(self.folder):
+            raise no_room(self.folder, (origin.total or 0) - offset)
         if not offset:
             part.begin(origin)
         ticker = Ticker(self.watch, self.file.path, "bytes", origin.total)
@@ -292,29 +282,5 @@ def _check_room(plan: Plan, missing: Sequence[RemoteFile]) -> None:
         size = plan.sizes.get(file.path) or 0
         needed += max(0, size - plan.begun.get(file.path, 0))
         needed += size if file.unpacks_to is not None else 0
-    free = shutil.disk_usage(existing(plan.folder)).free
-    if needed > free:
-        raise _no_room(plan.folder, needed, free)
-
-
-def _no_room(folder: Path, needed: int, free: int) -> DataError:
-    return DataError(
-        f"E108 {size_text(needed)} needed, {size_text(free)} free in {folder}; make room or "
-        "choose another disk with --data-dir"
-    )
-
-
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a message."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in _NO_ROOM:
-            free = size_text(shutil.disk_usage(existing(folder)).free)
-            reason = f"{reason}, {free} free"
-        raise DataError(
-            f"E108 cannot write to {folder} ({reason}); what came is kept: make room or choose "
-            "another disk with --data-dir, and run this again"
-        ) from error
+    if needed > free_in(plan.folder):
+        raise no_room(plan.folder, needed)

@@ -90,11 +90,6 @@ def is_whole(file: RemoteFile, folder: Path, entry: Entry | None) -> bool:
     return path.is_file() and path.stat().st_size >= least
 
 
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that exists: the disk that it will be on."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
-
-
 def _ask_size(file: RemoteFile, web: Web) -> int | None:
     """The size that the first server tells, None if none does."""
     with asking.new_session() as session:

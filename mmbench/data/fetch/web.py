@@ -73,6 +73,8 @@ class Web:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 1 or more")
         if not self.timeout_s > 0:
             raise ConfigError(f"timeout_s={self.timeout_s} must be above 0")
+        if not self.pause_s >= 0:
+            raise ConfigError(f"pause_s={self.pause_s} must be 0 or more")
 
     @classmethod
     def from_environment(cls, mirrors: Sequence[str] = (), **settings: Any) -> Web:
@@ -118,7 +120,10 @@ def read_mirrors(texts: Sequence[str], origin: str) -> dict[str, str]:
 
 def shown(address: str) -> str:
     """An address as messages and files may hold it: without a password."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return address
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
