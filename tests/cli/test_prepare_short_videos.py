@@ -74,7 +74,7 @@ def test_microlens_100k_with_all_its_parts(mmbench: Callable, site, tmp_path: Pa
     covers = "MicroLens-100k-Dataset/MicroLens-100k_covers.zip"
     site.fault(covers, cut_after=700)
     done = mmbench(
-        "prepare", "microlens-100k", "--download", "--with", "features,covers,tags",
+        "prepare", "microlens-100k", "--download", "--with", "features,pictures,tags",
         "--no-features", "--output-format", "json",
     )  # fmt: skip
     assert done.status == 0, done.err
@@ -138,7 +138,7 @@ def test_covers_that_would_leave_the_folder_are_refused(
 ) -> None:
     path = "MicroLens-100k-Dataset/MicroLens-100k_covers.zip"
     site.files[path] = zipped("../../outside")
-    done = mmbench("prepare", "microlens-100k", "--download", "--with", "covers", "--no-features")
+    done = mmbench("prepare", "microlens-100k", "--download", "--with", "pictures", "--no-features")
     assert done.status == 2
     assert "E107" in said(done)
     assert not list(tmp_path.rglob("outside"))

@@ -64,7 +64,7 @@ def _file(subset: str, name: str, *, part: str = "core", **more: object) -> Remo
 
 def _covers(subset: str, **more: object) -> RemoteFile:
     return _file(
-        subset, f"MicroLens-{subset}_covers.zip", part="covers", unpacks_to="covers", **more
+        subset, f"MicroLens-{subset}_covers.zip", part="pictures", unpacks_to="covers", **more
     )
 
 

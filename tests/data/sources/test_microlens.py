@@ -264,7 +264,7 @@ def test_cards_name_their_files():
     assert addresses["MicroLens-100k_pairs.csv"] == (
         "https://recsys.westlake.edu.cn/MicroLens-100k-Dataset/MicroLens-100k_pairs.csv"
     )
-    assert cards["microlens-50k"].parts == ["covers"]
-    assert cards["microlens-100k"].parts == ["covers", "features", "tags"]
+    assert cards["microlens-50k"].parts == ["pictures"]
+    assert cards["microlens-100k"].parts == ["features", "pictures", "tags"]
     assert cards["microlens-1m"].files == ()
     assert "MicroLens-1M_pairs.csv" in cards["microlens-1m"].by_hand.format(folder="here")
