@@ -264,6 +264,7 @@ def numbered(
     indices = used.cast(pl.Int64).unique()
     if n_items == int(indices.max()) + 1:  # type: ignore[arg-type]
         return None
+    confirmed = False
     for stored in features:
         try:
             rows = np.load(stored.path, mmap_mode="r", allow_pickle=False).shape[0]
@@ -274,7 +275,8 @@ def numbered(
                 f"E251 {stored.path}: {rows} rows, dataset has {n_items} items; the matrix belongs "
                 "to another item order or filter"
             )
-    if not features and n_items > 2 * indices.len():
+        confirmed = True
+    if not confirmed and n_items > 2 * indices.len():
         raise DataError(
             f"E213 {n_items} items are announced, {indices.len()} have interactions; number the "
             "items 0, 1, 2, ... without gaps"
