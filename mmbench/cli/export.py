@@ -62,7 +62,7 @@ def export(
     Examples:
       mmbench export amazon-baby mmrec --to MMRec/data/baby
       mmbench export ml recbole --to dataset/ml --split leave-one-out
-      mmbench export ml mmrec --to ml --features visual=clip --features textual=minilm
+      mmbench export ml mmrec --to ml --features visual=clip
     """
     # Imported here because polars takes a while and --help must not wait.
     from mmbench.data.exporting import export_dataset

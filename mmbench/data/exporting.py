@@ -106,14 +106,15 @@ def export_dataset(
     chosen = LAYOUTS[layout]
     labels = dataset.split(split)
     stored, warnings = _choose_features(dataset, chosen, features)
-    if "cold_items" in labels.facts:
+    target = target.resolve()
+    _check_target(target, force)
+    counts = np.bincount(labels.label, minlength=EXCLUDED + 1)
+    cases = labels.facts.get("cold_cases")
+    if cases is not None and cases != {"valid": counts[VALID], "test": counts[TEST]}:
         warnings.append(
             f"{chosen.toolbox} judges every held-out row; which of them are the cold cases of "
             f"{labels.name} its layout does not tell"
         )
-    target = target.resolve()
-    _check_target(target, force)
-    counts = np.bincount(labels.label, minlength=EXCLUDED + 1)
     if not counts[TRAIN]:
         raise DataError(
             f"E222 the split {labels.name} of {dataset.name} has no train rows; choose another "

@@ -258,19 +258,42 @@ def test_ids_that_recbole_takes_for_nothing_are_told(odd, tmp_path):
     assert any("takes 2 item ids for empty cells ('None', 'null')" in w for w in done.warnings)
 
 
-def test_users_without_training_and_cold_cases_are_told(tmp_path, write_table):
-    rows = [(f"u{u}", f"i{u if u < 5 else (u + k) % 20}") for u in range(20) for k in range(5)]
-    raw = write_table(dict.fromkeys(rows))
-    dataset = prepare(
-        "x", source=raw, splits=["cold-items"], config=NO_CORE, data_dir=tmp_path / "data"
-    ).dataset
-    split = dataset.split()
-    lacking = set(dataset.user.tolist()) - set(dataset.user[split.label == 0].tolist())
+def test_users_without_training_are_told(tmp_path, write_table):
+    rows = [(f"u{u}", f"i{u % 3}", ("train", "valid", "test")[u % 3]) for u in range(9)]
+    raw = write_table([*rows, ("u3", "i1", "test")], header="user_id,item_id,split")
+    dataset = prepare("x", source=raw, data_dir=tmp_path / "data").dataset
     done = export_dataset(dataset, "recbole", tmp_path / "o")
-    assert any(w.startswith("RecBole judges every held-out row") for w in done.warnings)
-    assert any(f"{len(lacking)} users have no training rows" in w for w in done.warnings) == bool(
-        lacking
+    # u1, u4, u7 are in validation alone, u2, u5, u8 in test alone.
+    assert done.warnings == (
+        "6 users have no training rows; RecBole ranks for them too, mmbench does not",
     )
+
+
+def test_cold_cases_that_a_layout_cannot_tell(tmp_path, write_table):
+    # i0..i9 have 12 interactions each, the last one of every user is with a rare item or with i0.
+    rows = [
+        (f"u{u}", item, 10**9 + 100 * u + k)
+        for u in range(12)
+        for k, item in enumerate([f"i{k}" for k in range(1, 10)] + [f"rare{u}" if u % 2 else "i0"])
+    ]
+    raw = write_table(rows, header="user_id,item_id,timestamp")
+    dataset = prepare(
+        "x",
+        source=raw,
+        splits=["cold-items", "cold-sequences"],
+        config=NO_CORE,
+        data_dir=tmp_path / "data",
+    ).dataset
+    told = {
+        split: list(export_dataset(dataset, "mmrec", tmp_path / split, split=split).warnings)
+        for split in dataset.split_names
+    }
+    # Every held-out row of cold-items is a cold case; of cold-sequences only the rare items are.
+    assert told["cold-items"] == []
+    assert told["cold-sequences"] == [
+        "MMRec judges every held-out row; which of them are the cold cases of cold-sequences its "
+        "layout does not tell"
+    ]
 
 
 def test_the_same_export_is_the_same_bytes_and_replaces_only_itself(odd, tmp_path):

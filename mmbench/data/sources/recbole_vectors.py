@@ -74,7 +74,7 @@ def find_features(
                 warnings.append(f"W118 {path.name}: column '{field}' holds no vectors; left out")
                 continue
             found[place] = (path, _feature(path, target, place, rows, index))
-            if not own:
+            if path not in files:
                 files.append(path)
     return tuple(feature for _, feature in found.values())
 
@@ -152,7 +152,8 @@ def read_vectors(
                 )
             ids += map(_unquoted, names)
             block = _parse(path, numbers, [row[columns[1]] for row in cells], dim)
-            matrix.write(block.astype(dtype).tobytes())
+            with np.errstate(over="ignore"):  # infinities are refused when the file is imported
+                matrix.write(block.astype(dtype).tobytes())
             line += len(lines)
     return ids
 

@@ -249,6 +249,7 @@ def test_vectors_that_nobody_can_place_are_told(tmp_path, folder, suffix, header
         (["\t1 2"], r"E113 .*shop\.image:2: no id"),
         (["i0\t1 2", "i0\t2 1"], r"E261 .*item 'i0' is listed more than once"),
         (["x\t1 2"], r"E251 .*none of its item ids is in the dataset"),
+        (["i0\t1e300 0"], r"E118 .*visual__imported\.npy: NaN or infinity in row 0"),
         (["i0\t0 0"], r"E118 .*no item has this modality"),
     ],
 )
