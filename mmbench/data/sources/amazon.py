@@ -121,7 +121,7 @@ class AmazonRelease(Source, ABC):
         ]
         return Card(
             name=names[0],
-            title=f"{cls.release}, {category.replace('_', ' ')}: {form.what}",
+            title=f"{category.replace('_', ' ')}: {form.what}, {cls.release}",
             citation=cls.citation,
             terms=cls.terms,
             page=cls.page,
@@ -160,7 +160,7 @@ class AmazonRelease(Source, ABC):
         return DataError(
             f"E102 {cls.release} has no category '{word}'. {' and '.join(others)} "
             f"{'have' if len(others) > 1 else 'has'} it, with other products and users"
-            + (f"; of this release, {' and '.join(near)} come near" if near else "")
+            + (f"; nearest in this release: {', '.join(near)}" if near else "")
             + ". Say which one you mean"
         )
 
