@@ -90,7 +90,7 @@ class CornacAmazonClothing(Source):
         ratings = _open(home, "rating", "rating.txt", scratch, files)
         interactions = _read_ratings(ratings, warnings)
         texts = _open(home, "text", "text.txt", scratch, files)
-        items = _read_texts(texts, warnings)
+        items = _read_texts(texts)
         check_ids_meet(interactions["item"], ratings, items["item"], texts)
         features: tuple[RawFeatures, ...] = ()
         matrix = _find(home, "image", "image_features.npy", scratch, files)
@@ -169,17 +169,20 @@ def _read_ratings(path: Path, warnings: list[str]) -> pl.DataFrame:
     )
 
 
-def _read_texts(path: Path, warnings: list[str]) -> pl.DataFrame:
-    # A text may hold :: too, and is taken whole.
-    frame = read_delimited(
-        path,
-        "::",
-        columns=("item", "description"),
-        last_takes_rest=True,
-        cure=_CURE,
-        warnings=warnings,
-    )
-    return frame.select(pl.col("item").str.strip_chars(), "description")
+def _read_texts(path: Path) -> pl.DataFrame:
+    ids: list[str] = []
+    texts: list[str | None] = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        item, sign, text = line.partition("::")  # a text may hold :: too, and is taken whole
+        if not sign or not item.strip():
+            raise DataError(
+                f"E112 {path}:{number}: no item id and :: before the text; mend the line"
+            )
+        ids.append(item.strip())
+        texts.append(text.strip() or None)
+    return pl.DataFrame({"item": ids, "description": pl.Series(texts, dtype=pl.String)})
 
 
 def _read_ids(path: Path) -> tuple[str, ...]:
