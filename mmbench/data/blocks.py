@@ -20,6 +20,7 @@ LINE_CAP = 64 << 20
 MALFORMED_SHARE = 0.001
 """Share of malformed lines up to which they are counted and skipped, not refused."""
 
+_CURE = "check the path given by --source"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PIECE = 1 << 18
 _SHOWN = 3
@@ -97,12 +98,8 @@ def read_pieces(path: Path, *, cure: str = "", size: int = BLOCK) -> Iterator[by
     Raises:
         DataError: as `line_blocks`, but for what takes lines to know.
     """
-    cure = cure or "check the path given by --source"
+    check_is_file(path, cure)
     try:
-        if path.is_dir():
-            raise DataError(f"E101 {path} is a folder, not a file; {cure}")
-        if not path.is_file():
-            raise DataError(f"E101 {path.name} not found under {path.parent}; {cure}")
         with path.open("rb") as file:
             head = file.read(512)
         packed = head.startswith(b"\x1f\x8b")
@@ -113,7 +110,7 @@ def read_pieces(path: Path, *, cure: str = "", size: int = BLOCK) -> Iterator[by
         pieces = _unpack(path) if packed else _read(path, size)
         yield from _gather(path, pieces, packed, size)
     except OSError as error:
-        raise DataError(f"E101 {path} cannot be read: {error.strerror or error}; {cure}") from error
+        raise unreadable(path, error, cure) from error
 
 
 def _read(path: Path, size: int) -> Iterator[bytes]:
@@ -170,13 +167,22 @@ def _look_at(path: Path, piece: bytes, packed: bool) -> bytes:
     return piece.removeprefix(_BYTE_ORDER_MARK)
 
 
-def _refuse_other_kinds(path: Path, head: bytes) -> None:
+def refuse_web_page(path: Path, head: bytes) -> None:
+    """Refuse a file that begins as a web page does.
+
+    Raises:
+        DataError: E106.
+    """
     start = head.removeprefix(_BYTE_ORDER_MARK).lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")):
         raise DataError(
             f"E106 {path} is a web page, perhaps a login or an error page, not the file; "
             "download it again"
         )
+
+
+def _refuse_other_kinds(path: Path, head: bytes) -> None:
+    refuse_web_page(path, head)
     if head.startswith(_UTF_16):
         raise DataError(f"E111 {path} is UTF-16 text, not UTF-8; save the file as UTF-8")
     for sign, (kind, cure) in _OTHER_KINDS.items():
@@ -188,9 +194,31 @@ def _broken(path: Path, reason: str) -> DataError:
     return DataError(f"E106 {path} is not a complete gzip file ({reason}); download it again")
 
 
+def check_is_file(path: Path, cure: str = "") -> None:
+    """Refuse a path that is no file.
+
+    Raises:
+        DataError: E101.
+    """
+    try:
+        if path.is_file():
+            return
+        is_folder = path.is_dir()
+    except OSError as error:  # a folder above it may not be looked into
+        raise unreadable(path, error, cure) from error
+    if is_folder:
+        raise DataError(f"E101 {path} is a folder, not a file; {cure or _CURE}")
+    raise DataError(f"E101 {path.name} not found under {path.parent}; {cure or _CURE}")
+
+
+def unreadable(path: Path, error: OSError, cure: str) -> DataError:
+    """What to say of a file that the system does not let us read."""
+    return DataError(f"E101 {path} cannot be read: {error.strerror or error}; {cure or _CURE}")
+
+
 def empty(path: Path, cure: str) -> DataError:
     """What to say of a file that holds nothing."""
-    return DataError(f"E113 {path} is empty; {cure or 'check the path given by --source'}")
+    return DataError(f"E113 {path} is empty; {cure or _CURE}")
 
 
 def too_long(path: Path, line: int) -> DataError:

@@ -8,6 +8,7 @@ in blocks, so that one of many millions of rows takes little more memory than it
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from mmbench.data.blocks import BLOCK
+from mmbench.data.blocks import BLOCK, check_is_file, empty, refuse_web_page, unreadable
 from mmbench.data.blocks import MALFORMED_SHARE as MALFORMED_SHARE
 from mmbench.data.delimited import DelimitedFile, Form
 from mmbench.data.fields import Shaped
@@ -33,15 +34,13 @@ def read_bytes(path: Path, *, cure: str = "") -> bytes:
     Raises:
         DataError: it is missing, a folder, unreadable or empty; `cure` ends the message.
     """
-    cure = cure or "check the path given by --source"
-    if not path.is_file():
-        raise DataError(f"E101 {path.name} not found under {path.parent}; {cure}")
+    check_is_file(path, cure)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"E101 {path} cannot be read: {error.strerror}; {cure}") from error
+        raise unreadable(path, error, cure) from error
     if not content.strip():
-        raise DataError(f"E113 {path} is empty; {cure}")
+        raise empty(path, cure)
     return content
 
 
@@ -194,20 +193,39 @@ def read_header(
     return DelimitedFile(path, form, cure=cure, warnings=None, block=_HEAD).names
 
 
-def read_parquet(path: Path) -> pl.DataFrame:
-    """Read a Parquet file.
+def read_parquet(path: Path, *, keep: Collection[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet file, or those columns of it that are in `keep`.
 
     Raises:
-        DataError: it is missing or not a complete Parquet file.
+        DataError: it is missing (E101), or not a complete Parquet file (E106).
     """
-    read_bytes(path)
+    names = parquet_header(path)
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, columns=[n for n in names if keep is None or n in keep])
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"E106 {path} is not a complete Parquet file ({reason}); write it again"
-        ) from error
+        raise _broken_parquet(path, str(error).splitlines()[0]) from error
+
+
+def parquet_header(path: Path) -> list[str]:
+    """The names of the columns of a Parquet file; raises as `read_parquet`."""
+    check_is_file(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+            file.seek(max(file.seek(0, io.SEEK_END) - 4, 0))
+            end = file.read()
+        if start[:4] == end == b"PAR1":
+            return list(pl.read_parquet_schema(path))
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise _broken_parquet(path, str(error).splitlines()[0]) from error
+    if not start:
+        raise empty(path, "")
+    refuse_web_page(path, start)
+    raise _broken_parquet(path, "truncated" if start[:4] == b"PAR1" else "begins otherwise")
+
+
+def _broken_parquet(path: Path, reason: str) -> DataError:
+    return DataError(f"E106 {path} is not a complete Parquet file ({reason}); write it again")
 
 
 def need_columns(frame: pl.DataFrame | Sequence[str], path: Path, needed: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from mmbench.data.tables import (
     number_column,
     offenders,
     read_delimited,
+    read_header,
     time_column,
 )
 from mmbench.errors import DataError
@@ -51,17 +52,29 @@ class MMRecFolder(Source):
     def recognises(cls, folder: Path) -> bool:
         """Whether there is an .inter file whose header has no `name:type` fields (RecBole's)."""
         for path in folder.glob("*.inter"):
-            with path.open("rb") as file:
-                if b":" not in file.readline(4096):
-                    return True
+            try:
+                with path.open("rb") as file:
+                    if b":" not in file.readline(4096):
+                        return True
+            except OSError:  # a folder of that name, or one that may not be read
+                continue
         return False
 
     def read(self, source: Path | None, scratch: Path) -> RawDataset:
         """Read the folder `source`; see `Source.read`."""
         assert source is not None
         path = _find_interactions(source)
-        frame = read_delimited(path, "\t")
-        need_columns(frame, path, ("userID", "itemID", "x_label"))
+        needed = ("userID", "itemID", "x_label")
+        need_columns(read_header(path, "\t"), path, needed)
+        warnings: list[str] = []
+        frame = read_delimited(
+            path,
+            "\t",
+            keep=(*needed, "rating", "timestamp"),
+            numbers=("rating",),
+            times=("timestamp",),
+            warnings=warnings,
+        )
         if frame.height == 0:
             raise DataError(f"E241 {path} has a header and no rows; check the file")
         user = index_column(frame, path, "userID", _FIRST_LINE)
@@ -69,7 +82,8 @@ class MMRecFolder(Source):
         label = frame["x_label"].str.strip_chars()
         wrong = ~label.is_in(["0", "1", "2"]).fill_null(False)
         if wrong.any():
-            found = offenders(path, _FIRST_LINE, wrong.to_numpy(), frame["x_label"], "x_label")
+            lines = frame.lines or _FIRST_LINE
+            found = offenders(path, lines, wrong.to_numpy(), frame["x_label"], "x_label")
             raise DataError(f"E221 {found}; labels are 0 train, 1 valid, 2 test")
         interactions = pl.DataFrame(
             {
@@ -77,10 +91,10 @@ class MMRecFolder(Source):
                 "item": pl.Series(item).cast(pl.String),
                 "rating": number_column(frame, path, "rating", _FIRST_LINE)
                 if "rating" in frame.columns
-                else pl.Series([None] * frame.height, dtype=pl.Float64),
+                else pl.repeat(None, frame.height, dtype=pl.Float64, eager=True),
                 "timestamp": time_column(frame, path, "timestamp", _FIRST_LINE)
                 if "timestamp" in frame.columns
-                else pl.Series([None] * frame.height, dtype=pl.Int64),
+                else pl.repeat(None, frame.height, dtype=pl.Int64, eager=True),
                 "split": label.cast(pl.Int8),
             }
         )
@@ -101,6 +115,7 @@ class MMRecFolder(Source):
             files=tuple(files),
             item_ids=item_ids,
             user_ids=user_ids,
+            warnings=warnings,
         )
 
 

@@ -6,6 +6,8 @@ items.{csv,tsv,parquet}          item_id; text fields such as title, brand, cate
 (separated by |), description, text; image: path below images/
 images/<item_id>.jpg             pictures, where the item table has no column `image`
 features/<name>.npy, .ids.txt    a matrix of features and the item_id of each of its rows
+
+CSV and TSV may be packed with gzip (interactions.csv.gz).
 """
 
 from __future__ import annotations
@@ -15,20 +17,26 @@ from pathlib import Path
 import polars as pl
 
 from mmbench.data.source import RawDataset, RawFeatures, Source, register_dataset
+from mmbench.data.sources.agreement import check_ids_meet
+from mmbench.data.sources.folders import find_file
 from mmbench.data.tables import (
+    Table,
     id_column,
     need_columns,
     number_column,
     offenders,
+    parquet_header,
     read_bytes,
     read_delimited,
+    read_header,
     read_parquet,
     time_column,
 )
 from mmbench.errors import DataError
 from mmbench.modality import MODALITIES
 
-_SUFFIXES = (".csv", ".tsv", ".parquet")
+_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+_COLUMNS = ("user_id", "item_id", "rating", "timestamp", "split")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _TEXT = ("title", "brand", "categories", "description", "text")
 _LABELS = {"train": 0, "valid": 1, "test": 2, "0": 0, "1": 1, "2": 2}
@@ -54,7 +62,7 @@ class PlainTables(Source):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether there is an interactions table."""
-        return any((folder / f"interactions{suffix}").is_file() for suffix in _SUFFIXES)
+        return find_file(folder, [f"interactions{suffix}" for suffix in _SUFFIXES]) is not None
 
     def read(self, source: Path | None, scratch: Path) -> RawDataset:
         """Read the folder `source`; see `Source.read`."""
@@ -63,14 +71,18 @@ class PlainTables(Source):
         if path is None:
             raise DataError(f"E101 interactions.csv not found under {source}; {self.expects}")
         files = [path]
-        interactions, ignored = _read_interactions(path)
+        warnings: list[str] = []
+        interactions, ignored = _read_interactions(path, warnings)
         items: pl.DataFrame | None = None
         text_fields: tuple[str, ...] = ()
         items_path = _find_table(source, "items")
         images = source / "images"
         if items_path is not None:
             files.append(items_path)
-            items, text_fields = _read_items(items_path)
+            items, text_fields = _read_items(items_path, warnings)
+            # Padding around ids is no part of them.
+            used = interactions["item"].unique().str.strip_chars()
+            check_ids_meet(used, path, items["item"], items_path)
         if images.is_dir() and (items is None or "image" not in items.columns):
             items = _find_pictures(images, items, interactions["item"])
         features = _find_features(source / "features", files)
@@ -82,6 +94,7 @@ class PlainTables(Source):
             features=features,
             files=tuple(files),
             facts={"columns_ignored": ignored} if ignored else {},
+            warnings=warnings,
         )
 
 
@@ -94,49 +107,63 @@ def _find_table(source: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def _read_table(path: Path) -> tuple[pl.DataFrame, int]:
-    """The table, and the line of its first row (0 where rows are not lines)."""
+def _read_interactions(path: Path, warnings: list[str]) -> tuple[pl.DataFrame, list[str]]:
+    """The interactions, and the names of the columns that were not read."""
+    frame: pl.DataFrame
     if path.suffix == ".parquet":
-        return read_parquet(path), 0
-    frame = read_delimited(path, "\t" if path.suffix == ".tsv" else ",", quoted=True)
-    # Quoted cells may hold line breaks, so rows are lines only where nothing is quoted.
-    return frame, 0 if b'"' in path.read_bytes() else 2
-
-
-def _read_interactions(path: Path) -> tuple[pl.DataFrame, list[str]]:
-    frame, first_line = _read_table(path)
-    need_columns(frame, path, ("user_id", "item_id"))
+        first_line, names = 0, parquet_header(path)  # rows are no lines
+        need_columns(names, path, ("user_id", "item_id"))
+        frame = read_parquet(path, keep=_COLUMNS)
+    else:
+        first_line, names = 2, read_header(path, _separator(path), quoted=True)
+        need_columns(names, path, ("user_id", "item_id"))
+        frame = read_delimited(
+            path,
+            _separator(path),
+            keep=_COLUMNS,
+            numbers=("rating",),
+            times=("timestamp",),
+            quoted=True,
+            warnings=warnings,
+        )
     if frame.height == 0:
         raise DataError(f"E241 {path} has a header and no rows; check the file")
-    nothing = [None] * frame.height
     columns = {
         "user": id_column(frame, path, "user_id"),
         "item": id_column(frame, path, "item_id"),
         "rating": number_column(frame, path, "rating", first_line)
-        if "rating" in frame.columns
-        else pl.Series(nothing, dtype=pl.Float64),
+        if "rating" in names
+        else pl.repeat(None, frame.height, dtype=pl.Float64, eager=True),
         "timestamp": time_column(frame, path, "timestamp", first_line)
-        if "timestamp" in frame.columns
-        else pl.Series(nothing, dtype=pl.Int64),
-        "split": _labels(frame, path, first_line)
-        if "split" in frame.columns
-        else pl.Series(nothing, dtype=pl.Int8),
+        if "timestamp" in names
+        else pl.repeat(None, frame.height, dtype=pl.Int64, eager=True),
+        "split": _labels(frame, path)
+        if "split" in names
+        else pl.repeat(None, frame.height, dtype=pl.Int8, eager=True),
     }
-    known = {"user_id", "item_id", "rating", "timestamp", "split"}
-    return pl.DataFrame(columns), [name for name in frame.columns if name not in known]
+    return pl.DataFrame(columns), [name for name in names if name not in _COLUMNS]
 
 
-def _labels(frame: pl.DataFrame, path: Path, first_line: int) -> pl.Series:
+def _separator(path: Path) -> str:
+    return "\t" if path.name.removesuffix(".gz").endswith(".tsv") else ","
+
+
+def _labels(frame: pl.DataFrame, path: Path) -> pl.Series:
     text = frame["split"].cast(pl.String).str.strip_chars().str.to_lowercase()
     labels = text.replace_strict(_LABELS, default=None, return_dtype=pl.Int8)
     if labels.null_count():
-        found = offenders(path, first_line, labels.is_null().to_numpy(), frame["split"], "split")
+        lines = frame.lines if isinstance(frame, Table) else None
+        found = offenders(path, lines or 0, labels.is_null().to_numpy(), frame["split"], "split")
         raise DataError(f"E221 {found}; labels are train, valid, test or 0, 1, 2")
     return labels
 
 
-def _read_items(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    frame, _ = _read_table(path)
+def _read_items(path: Path, warnings: list[str]) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    frame: pl.DataFrame
+    if path.suffix == ".parquet":
+        frame = read_parquet(path)
+    else:
+        frame = read_delimited(path, _separator(path), quoted=True, warnings=warnings)
     need_columns(frame, path, ("item_id",))
     ids = id_column(frame, path, "item_id").str.strip_chars()
     if "item" in frame.columns:
