@@ -81,7 +81,12 @@ def find_source(name: str, folder: Path | None, format: str, data_dir: Path) -> 
         ConfigError: a folder is given to a source that generates its data.
     """
     formats = sources()
-    known = find_known(name)
+    try:
+        known = find_known(name)
+    except DataError:
+        if folder is None:
+            raise
+        known = None  # a folder says more than a name that no dataset has
     if format != "auto":
         chosen = format.replace("_", "-")
         if chosen not in formats:

@@ -156,7 +156,8 @@ class Job:
             first = used.size if in_place.all() else int(in_place.argmin())
             what = f"item indices 0..{n_items - 1} have {n_gaps} gaps, first {first}"
             for stored in raw.features:
-                if import_matrix(stored.path).shape[0] != n_items:
+                by_position = stored.item_ids is None
+                if by_position and import_matrix(stored.path).shape[0] != n_items:
                     raise DataError(f"E213 {what}; positional features cannot be matched")
             if n_gaps > used.size and raw.item_ids is None and not raw.features:
                 raise DataError(f"E213 {what}; number the items 0, 1, 2, ... without gaps")

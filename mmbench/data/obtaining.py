@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mmbench.data.cards import Card, RemoteFile
+from mmbench.data.cards import Card
 from mmbench.data.fetch.download import Plan, download, missing_files, plan
 from mmbench.data.fetch.web import Watch, Web, nobody
 from mmbench.data.finding import Found
@@ -61,7 +61,8 @@ def obtain(found: Found, fetching: Fetching) -> None:
     wanted = [file for file in card.files if file.part in {"core", *fetching.parts}]
     if not missing_files(wanted, folder):
         return
-    if found.source.recognises(folder) and not _missing_parts(wanted, found):
+    by_hand = not (folder / LEDGER).exists() and found.source.recognises(folder)
+    if by_hand and not missing_files([f for f in wanted if f.part != "core"], folder):
         return  # brought by hand, perhaps unpacked or under other names
     planned = plan(wanted, folder, fetching.web)
     if not fetching.agree(card, planned):
@@ -72,8 +73,3 @@ def obtain(found: Found, fetching: Fetching) -> None:
             f"{folder}, or name their folder with --source"
         )
     download(planned, fetching.web, fetching.watch)
-
-
-def _missing_parts(wanted: list[RemoteFile], found: Found) -> bool:
-    assert found.folder is not None
-    return bool(missing_files([file for file in wanted if file.part != "core"], found.folder))
