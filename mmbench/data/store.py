@@ -99,9 +99,8 @@ def write_array(path: Path, array: NDArray[Any]) -> str:
     # Not numpy.save: on a full disk its error has no error number to explain it by.
     with path.open("wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
-        file.write(
-            array.reshape(-1).view(np.uint8).data
-        )  # a memoryview of no elements has no bytes
+        # As bytes first, because a view of no elements cannot be cast to bytes.
+        file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
     return sha256_array(array)
@@ -109,10 +108,10 @@ def write_array(path: Path, array: NDArray[Any]) -> str:
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Store records as JSON lines with sorted keys."""
+    # One encoder for all: json.dumps with settings makes a new one for each record.
+    encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, allow_nan=False).encode
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False))
-            file.write("\n")
+        file.writelines(f"{encode(record)}\n" for record in records)
         file.flush()
         os.fsync(file.fileno())
 
