@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mmbench.data.cards import Card
 from mmbench.data.fetch.download import Plan, download, missing_files, plan
+from mmbench.data.fetch.ledger import LEDGER
 from mmbench.data.fetch.web import Watch, Web, nobody
 from mmbench.data.finding import Found
 from mmbench.errors import DataError, UnknownNameError
