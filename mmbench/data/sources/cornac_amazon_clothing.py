@@ -23,7 +23,7 @@ from mmbench.data.fetch.archives import unpack
 from mmbench.data.source import RawDataset, RawFeatures, Source, register_dataset
 from mmbench.data.sources.agreement import check_ids_meet
 from mmbench.data.sources.folders import find_file, find_home, need_home
-from mmbench.data.sources.positional import read_text
+from mmbench.data.sources.positional import beginning, read_text
 from mmbench.data.tables import id_column, number_column, offenders, read_delimited
 from mmbench.errors import DataError
 
@@ -116,11 +116,7 @@ def _looks_like(path: Path | None, pattern: bytes) -> bool:
     """Whether the first line of a table fits; an archive is not looked into."""
     if path is None or path.suffix == ".zip":
         return path is not None
-    try:
-        with path.open("rb") as file:
-            return re.fullmatch(pattern, file.readline(4096), re.DOTALL) is not None
-    except OSError:
-        return False
+    return re.fullmatch(pattern, beginning(path).split(b"\n")[0], re.DOTALL) is not None
 
 
 def _find(home: Path, archive: str, name: str, scratch: Path, files: list[Path]) -> Path | None:

@@ -32,6 +32,7 @@ from mmbench.data.pictures import is_address
 from mmbench.data.source import RawDataset, RawFeatures, Source, register_dataset
 from mmbench.data.sources.folders import list_pictures
 from mmbench.data.sources.matrices import write_rows
+from mmbench.data.sources.positional import beginning
 from mmbench.data.tables import (
     id_column,
     need_columns,
@@ -119,19 +120,15 @@ def _find_tables(folder: Path) -> dict[int | None, Path]:
 
 
 def _begins_like_table(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            cells = file.readline(4096).decode("utf-8-sig").strip("\r\n").split("\t")
-    except (OSError, UnicodeDecodeError):
-        return False
+    line = beginning(path).split(b"\n")[0].decode("utf-8-sig", errors="replace")
+    cells = line.strip("\r").split("\t")
     if len(cells) == 2 and path.stem.endswith(_SPLITS[1:]):
         return all(cell.strip().isdigit() for cell in cells)
     return len(cells) in (3, 4) and all(_NUMBER.fullmatch(cell.strip()) for cell in cells[2:])
 
 
 def _read_table(path: Path, label: int | None, warnings: list[str]) -> pl.DataFrame:
-    with path.open("rb") as file:
-        n_columns = file.readline(4096).count(b"\t") + 1
+    n_columns = beginning(path).split(b"\n")[0].count(b"\t") + 1
     n_columns = min(max(n_columns, 2), len(_COLUMNS))
     frame = read_delimited(path, "\t", columns=_COLUMNS[:n_columns], warnings=warnings)
     n = frame.height

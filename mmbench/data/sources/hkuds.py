@@ -24,6 +24,7 @@ from mmbench.data.source import RawDataset, Source, register_dataset
 from mmbench.data.sources.positional import (
     PARTS,
     Pairs,
+    beginning,
     find_features,
     has_json_parts,
     is_core_folder,
@@ -49,7 +50,7 @@ class HKUDSFolder(Source):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether the three pickles are there, or the three JSON files and no list of LATTICE's."""
-        if all(_begins_like_pickle(folder / name) for name in _PICKLES):
+        if all(beginning(folder / name).startswith(b"\x80") for name in _PICKLES):
             return True
         return has_json_parts(folder) and not is_core_folder(folder)
 
@@ -82,14 +83,6 @@ class HKUDSFolder(Source):
             item_ids=numbered(shape[1], interactions["item"], features) if shape else None,
             warnings=warnings,
         )
-
-
-def _begins_like_pickle(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(1) == b"\x80"
-    except OSError:
-        return False
 
 
 def _read_matrices(source: Path) -> tuple[tuple[int, int], list[Pairs]]:

@@ -23,7 +23,13 @@ from numpy.typing import NDArray
 from mmbench.data.blocks import line_blocks
 from mmbench.data.source import RawDataset, RawFeatures, Source, register_dataset
 from mmbench.data.sources.matrices import write_rows
-from mmbench.data.sources.positional import Pairs, check_listed, labelled, read_id_list
+from mmbench.data.sources.positional import (
+    Pairs,
+    beginning,
+    check_listed,
+    labelled,
+    read_id_list,
+)
 from mmbench.errors import DataError
 
 _LINE = re.compile(rb"\d{1,9}(?:[ \t]+\d{1,9})*[ \t]*")
@@ -41,7 +47,9 @@ class LightGCNFolder(Source):
     @classmethod
     def recognises(cls, folder: Path) -> bool:
         """Whether train.txt and test.txt begin with a line of indices."""
-        return all(_begins_like_lists(folder / name) for name in ("train.txt", "test.txt"))
+        # A user of many items has a long line; what is cut off its end does not matter.
+        lines = (beginning(folder / name).split(b"\n")[0] for name in ("train.txt", "test.txt"))
+        return all(_LINE.fullmatch(line.strip()) for line in lines)
 
     def read(self, source: Path | None, scratch: Path) -> RawDataset:
         """Read the folder `source`; see `Source.read`."""
@@ -79,16 +87,6 @@ class LightGCNFolder(Source):
             user_ids=ids["user"],
             warnings=warnings,
         )
-
-
-def _begins_like_lists(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            # A user of many items has a long line; what is cut off its end does not matter.
-            line = file.readline(4096).strip()
-    except OSError:
-        return False
-    return _LINE.fullmatch(line) is not None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

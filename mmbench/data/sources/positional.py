@@ -47,7 +47,18 @@ _INDEX = re.compile(r"0|[1-9]\d{0,8}")
 
 def has_json_parts(folder: Path) -> bool:
     """Whether `folder` holds the three JSON files, and they begin like lists by user."""
-    return all(_begins_like_lists(folder / f"{part}.json") for part in PARTS)
+    return all(_BEGINNING.match(beginning(folder / f"{part}.json")) for part in PARTS)
+
+
+def beginning(path: Path) -> bytes:
+    """The first bytes of a file, b"" where there is none that can be read; for looking at it."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(4096)
+    except OSError:
+        return b""
 
 
 def is_core_folder(folder: Path) -> bool:
@@ -58,14 +69,6 @@ def is_core_folder(folder: Path) -> bool:
     if _CORE.fullmatch(folder.name):
         return True
     return (folder / "item_list.txt").is_file() and not (folder / "train_mat").is_file()
-
-
-def _begins_like_lists(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return _BEGINNING.match(file.read(256)) is not None
-    except OSError:
-        return False
 
 
 def read_text(path: Path) -> str:
