@@ -17,7 +17,6 @@ from typing import ClassVar
 
 import polars as pl
 
-from mmbench.data.blocks import BLOCK
 from mmbench.data.cards import Card
 from mmbench.data.delimited import DelimitedFile, Form
 from mmbench.data.source import RawDataset, Source, register_dataset
@@ -34,6 +33,8 @@ _TAGS = (
     "product_type_name", "product_group_name", "graphical_appearance_name", "colour_group_name",
     "department_name", "index_name", "index_group_name", "section_name", "garment_group_name",
 )  # fmt: skip
+BLOCK = 64 << 20
+"""Bytes of the purchases held at a time; each block costs one look at all ids known so far."""
 _CARD = Card(
     name="hm",
     title=(
@@ -131,34 +132,52 @@ def _read_articles(path: Path, warnings: list[str]) -> pl.DataFrame:
 def _read_purchases(path: Path, warnings: list[str]) -> pl.DataFrame:
     """The interactions, block by block.
 
-    Of a row only the day, the item and a number for the customer are kept. The million different
-    customer ids are held once, and the rows of the result point to them.
+    Of a row only numbers are kept, for the customer, the article and the day. Every id is held
+    once, and the rows of the result point to it.
     """
     wanted = ("t_dat", "customer_id", "article_id")
     file = DelimitedFile(path, Form(",", quoted=True), cure=_CURE, warnings=warnings, block=BLOCK)
     need_columns(file.names, path, wanted)
-    customers = pl.DataFrame(schema={"user": pl.String, "code": pl.Int32})
+    customers, articles = _Numbered(), _Numbered()
     blocks = []
     for shaped in file.shaped():
         block = file.parse(shaped, wanted, {})
         days = read_days(block["t_dat"], "%Y-%m-%d", path, shaped.lines.item, "2018-09-20")
-        user = block.select(pl.col("customer_id").alias("user"))
-        new = user.unique(maintain_order=True).drop_nulls().join(customers, on="user", how="anti")
-        codes = pl.int_range(
-            customers.height, customers.height + new.height, dtype=pl.Int32, eager=True
-        )
-        customers = pl.concat([customers, new.with_columns(codes.alias("code"))])
-        coded = user.join(customers, on="user", how="left", maintain_order="left")
-        blocks.append(
-            pl.DataFrame({"code": coded["code"], "item": block["article_id"], "timestamp": days})
-        )
+        user, item = customers.number(block["customer_id"]), articles.number(block["article_id"])
+        blocks.append(pl.DataFrame({"user": user, "item": item, "timestamp": days}))
     if not blocks:
         raise DataError(f"E241 {path} has a header and no rows; {_CURE}")
     rows = pl.concat(blocks)
+    del blocks
     return rows.select(
-        customers["user"].gather(rows["code"]).alias("user"),
-        "item",
+        customers.ids.gather(rows["user"]).alias("user"),
+        articles.ids.gather(rows["item"]).alias("item"),
         pl.lit(None, pl.Float64).alias("rating"),
         "timestamp",
         pl.lit(None, pl.Int8).alias("split"),
     )
+
+
+class _Numbered:
+    """Ids in the order in which they first appear."""
+
+    def __init__(self) -> None:
+        self._known = pl.DataFrame(schema={"id": pl.String, "number": pl.Int32})
+
+    @property
+    def ids(self) -> pl.Series:
+        """The id of each number, in one piece: only then do rows gathered from it point to it."""
+        return self._known["id"].rechunk()
+
+    def number(self, ids: pl.Series) -> pl.Series:
+        """The number of each id, null where there is none; ids not seen before get the next."""
+        here = ids.alias("id").to_frame()
+        distinct = here.unique(maintain_order=True).drop_nulls()
+        new = distinct.join(self._known, on="id", how="anti", maintain_order="left")
+        n_known = self._known.height
+        numbers = pl.int_range(n_known, n_known + new.height, dtype=pl.Int32, eager=True)
+        # Copied through a list: a piece of a column keeps the text of its whole block in memory.
+        copied = pl.Series("id", new["id"].to_list(), dtype=pl.String)
+        self._known = pl.concat([self._known, pl.DataFrame([copied, numbers.alias("number")])])
+        found = distinct.join(self._known, on="id", how="left")
+        return here.join(found, on="id", how="left", maintain_order="left")["number"]

@@ -49,7 +49,8 @@ def read_ratings(path: Path, separator: str, *, cure: str, warnings: list[str]) 
     rating = number_column(frame, path, "rating", 1)
     outside = ((rating < 1) | (rating > 5)).fill_null(True)
     if outside.any():
-        found = offenders(path, 1, outside.to_numpy(), frame["rating"], "rating")
+        lines = frame.lines if frame.lines is not None else 1
+        found = offenders(path, lines, outside.to_numpy(), frame["rating"], "rating")
         raise DataError(f"E211 {found}; ratings lie in 1..5")
     return pl.DataFrame(
         {
