@@ -56,9 +56,9 @@ def _show_plan(card: Card, plan: Plan) -> None:
     known = [size for size in plan.sizes.values() if size is not None]
     begun = sum(plan.begun.values())
     unknown = len(plan.missing) - len(known)
-    total = f"in all {size_text(sum(known) - begun)} to fetch"
-    if unknown:
-        total += f" and {unknown} file(s) of unknown size"
+    sums = [f"{size_text(sum(known) - begun)}"] if known else []
+    sums += [f"{unknown} of unknown size"] if unknown else []
+    total = f"to fetch: {' and '.join(sums)}"
     parent = next(place for place in (plan.folder, *plan.folder.parents) if place.exists())
     free = size_text(shutil.disk_usage(parent).free)
     table.caption = f"{total}; {free} free\ninto {plan.folder}"

@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 _WIDTH = 80
 _STEPS = ("min", "q25", "median", "mean", "q75", "max")
@@ -17,10 +18,9 @@ _STEPS = ("min", "q25", "median", "mean", "q75", "max")
 def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Datasets and layouts, one line each: name, kind, whether prepared, and what they are."""
     table = _table("Datasets, then layouts", "name", "kind", "here", "what it is")
-    table.width = _WIDTH
-    table.box = SIMPLE_HEAD
+    table.box, table.pad_edge, table.expand = SIMPLE_HEAD, False, True
     longest = max((len(row["name"]) for row in rows), default=4)
-    for column, width in zip(table.columns, (min(longest, 30), 7, 4, None), strict=True):
+    for column, width in zip(table.columns, (min(longest, 24), 7, 4, None), strict=True):
         column.no_wrap, column.overflow, column.min_width = True, "ellipsis", width
     table.columns[3].ratio = 1  # the rest of the line
     table.caption = (
@@ -29,13 +29,13 @@ def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "more of a dataset: mmbench prepare NAME --about"
     )
     for row in sorted(rows, key=lambda row: row["kind"] == "layout"):
-        kind = "by hand" if row.get("by_hand") else row["kind"]
+        kind = "by hand" if row.get("by_hand") else row["kind"].replace("dataset", "")
         table.add_row(row["name"], kind, "yes" if row["prepared"] else "", escape(row["about"]))
     return table
 
 
-def card_tables(card: Any) -> Iterator[Table]:
-    """The tables of `mmbench prepare NAME --about`; `card` is a `mmbench.data.cards.Card`."""
+def card_tables(card: Any) -> Iterator[Table | Text]:
+    """The parts of `mmbench prepare NAME --about`; `card` is a `mmbench.data.cards.Card`."""
     table = _table(f"{card.name}: {card.title}", "", "")
     table.show_header = False
     table.width = _WIDTH
@@ -62,15 +62,17 @@ def card_tables(card: Any) -> Iterator[Table]:
     yield table
     if not card.files:
         return
-    table = _table("Files", "part", "file", "SHA-256", "addresses")
-    table.width = _WIDTH
+    table = _table("Files", "part", "file", "bytes", "SHA-256")
     table.caption = "core is always fetched; other parts with --with PART"
+    table.columns[2].justify = "right"
     for file in card.files:
-        size = f" ({file.bytes:,} bytes)" if file.bytes is not None else ""
+        size = f"{file.bytes:,}" if file.bytes is not None else "not known"
         known = file.sha256[:16] if file.sha256 else "not known"
-        addresses = "\n".join(file.addresses)
-        table.add_row(file.part, escape(file.path) + size, known, escape(addresses))
+        table.add_row(file.part, escape(file.path), size, known)
     yield table
+    addresses = [address for file in card.files for address in file.addresses]
+    # Not folded: an address is to be copied.
+    yield Text("\n".join(["Addresses", *addresses]), no_wrap=True, overflow="ignore")
 
 
 def summary_line(facts: Mapping[str, Any], status: str) -> str:
