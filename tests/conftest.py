@@ -216,6 +216,7 @@ class FileServer(http.server.ThreadingHTTPServer):
 
 class _Answering(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each small answer waits 40 ms for its second packet
     server: FileServer
 
     def log_message(self, format: str, *args: Any) -> None:

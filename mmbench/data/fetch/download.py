@@ -67,6 +67,7 @@ class _Fetch:
         Raises:
             DataError: see `download`.
         """
+        self._refuse_short()
         if self._use_what_is_here():
             return
         part = Part(self.path)
@@ -80,19 +81,36 @@ class _Fetch:
                 failures.append((address, failure))
         raise self._given_up(failures, part)
 
+    def _refuse_short(self) -> None:
+        """Do not overwrite what was brought by hand; with `accept_changed` it is the file."""
+        is_ours = self.entry is not None or not self.path.is_file()
+        if is_ours or not self.path.stat().st_size or is_whole(self.file, self.folder, None):
+            return
+        if not self.web.accept_changed:
+            raise DataError(
+                f"E105 {self.path}: {self.path.stat().st_size} bytes, recorded {self.file.bytes}; "
+                "delete it to fetch it anew, or pass --accept-changed to take it as it is"
+            )
+        self.entry = self._entry_by_hand()
+        record(self.folder, self.file.path, self.entry)
+
+    def _entry_by_hand(self) -> Entry:
+        return Entry("", self.path.stat().st_size, sha256_file(self.path), now())
+
     def _use_what_is_here(self) -> bool:
-        """Unpack an archive that is here already; False if there is none or it is broken."""
-        if self.file.unpacks_to is None or not is_whole(self.file, self.folder, self.entry):
+        """Take the file that is here, unpacked if need be; False if it is none, or broken."""
+        if not is_whole(self.file, self.folder, self.entry):
             return False
+        if self.file.unpacks_to is None:
+            return True
         digest = sha256_file(self.path)
         if self.is_guarded and digest != self.expected:
             raise DataError(
                 f"E105 {self.path}: sha256 {digest}, recorded {self.expected}; delete it or pass "
                 "--accept-changed"
             )
-        address = self.entry.address if self.entry is not None else ""
         try:
-            self._unpack(Entry(address, self.path.stat().st_size, digest, now()))
+            self._unpack(self._entry_by_hand() if self.entry is None else self.entry)
         except NoAnswer:
             if self.path.exists():  # brought by hand, so not ours to delete
                 self.path.replace(self.path.with_name(self.path.name + ".broken"))
@@ -133,7 +151,7 @@ class _Fetch:
                 told = _origin(address, response)
                 starts = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
                 if status == 206 and starts and origin is not None and origin.fits(told):
-                    self._write(response, part, origin, offset)
+                    self._write(response, part, told, offset)
                     return
             elif status == 200:
                 self._write(response, part, _origin(address, response), 0)

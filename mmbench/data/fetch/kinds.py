@@ -16,7 +16,7 @@ from mmbench.data.fetch.asking import looks_like_page
 from mmbench.errors import DataError
 
 BLOCK = 2**20
-_PAGES = (".html", ".htm")
+_PAGES = (".html", ".htm", ".xhtml", ".xml")
 _GZIP, _BZIP2, _XZ, _PARQUET = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"PAR1"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second is a zip with nothing in it
 _STARTS = {

@@ -197,7 +197,7 @@ def test_a_killed_process_is_gone_on_with(
 
 
 def test_the_second_of_two_processes_is_told(serve: Serve, tmp_path: Path) -> None:
-    server = serve({"u.data": CONTENT}, {"u.data": {"slow_s": 0.2, "times": 2}})
+    server = serve({"u.data": CONTENT}, {"u.data": {"slow_s": 0.4, "times": 2}})
     with start(server, tmp_path) as first:
         wait_for(tmp_path / "u.data.part", 2**16)
         with pytest.raises(DataError, match=rf"^E104 .* another process \(number {first.pid}\)"):
@@ -307,12 +307,12 @@ def test_pieces_that_do_not_fit_are_fetched_whole(serve: Serve, tmp_path: Path) 
 def test_a_busy_server_is_given_the_time_it_asks_for(
     wait: str, serve: Serve, tmp_path: Path
 ) -> None:
+    began = time.monotonic()
     if wait == "date":
         wait = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 2))
     server = serve(
         {"u.data": CONTENT}, {"u.data": {"status": 429, "retry_after": wait, "times": 1}}
     )
-    began = time.monotonic()
     fetch([file_of(server, bytes=len(CONTENT))], tmp_path)
     assert time.monotonic() - began >= 0.9
     assert len(server.gets("u.data")) == 2
@@ -606,6 +606,43 @@ def test_a_broken_archive_brought_by_hand_is_put_aside(serve: Serve, tmp_path: P
     fetch([file_of(server, "ml.zip", unpacks_to="")], tmp_path)
     assert (tmp_path / "ml.zip.broken").read_bytes() == ARCHIVE[:100]
     assert (tmp_path / "ml" / "u_data").read_bytes() == CONTENT
+
+
+def test_a_short_file_brought_by_hand_is_not_overwritten(serve: Serve, tmp_path: Path) -> None:
+    server = serve({"u.data": CONTENT, "ml.zip": ARCHIVE})
+    archive = file_of(server, "ml.zip", bytes=len(ARCHIVE) + 1, unpacks_to="")
+    files = [file_of(server, bytes=len(CONTENT)), archive]
+    (tmp_path / "u.data").write_bytes(CONTENT[:100])
+    (tmp_path / "ml.zip").write_bytes(ARCHIVE)
+    message = rf"^E105 .*u.data: 100 bytes, recorded {len(CONTENT)}; delete it to fetch it anew"
+    with pytest.raises(DataError, match=message):
+        fetch(files, tmp_path)
+    fetch(files, tmp_path, Web(accept_changed=True))
+    assert missing_files(files, tmp_path) == ()
+    assert (tmp_path / "u.data").read_bytes() == CONTENT[:100]
+    assert (tmp_path / "ml" / "u_data").read_bytes() == CONTENT
+    assert server.requests == []
+
+
+def test_a_server_may_give_less_than_was_asked_for(serve: Serve, tmp_path: Path) -> None:
+    faults = {"u.data": {"cut_after": 200_000, "no_length": True}}
+    server = serve({"u.data": CONTENT}, faults)
+    file = file_of(server, bytes=len(CONTENT))
+    with pytest.raises(DataError, match="the connection was cut"):
+        fetch([file], tmp_path, Web(attempts=1))
+    etag = json.loads((tmp_path / "u.data.part.json").read_text())["etag"]
+    kept = (tmp_path / "u.data.part").stat().st_size
+    server.fault(
+        "u.data",
+        times=1,
+        status=206,
+        body=CONTENT[kept : kept + 1000],
+        headers={"ETag": etag, "Content-Range": f"bytes {kept}-{kept + 999}/{len(CONTENT)}"},
+    )
+    fetch([file], tmp_path)
+    ranges = [asked.range for asked in server.gets("u.data")]
+    assert ranges == ["", f"bytes={kept}-", f"bytes={kept + 1000}-"]
+    assert (tmp_path / "u.data").read_bytes() == CONTENT
 
 
 def test_an_archive_that_leads_outside_is_refused(serve: Serve, tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_a_full_disk_ends_it_with_a_message(serve: Serve, tmp_path: Path) -> Non
 
 def test_the_second_of_two_processes_is_told(serve: Serve, tmp_path: Path) -> None:
     names = [str(n) for n in range(40)]
-    server = serve(dict.fromkeys(names, picture()), {name: {"silent_s": 0.05} for name in names})
+    server = serve(dict.fromkeys(names, picture()), {name: {"silent_s": 0.1} for name in names})
     with start(server, tmp_path / "images") as process:
         for _ in range(1000):
             if server.requests:
