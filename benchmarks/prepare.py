@@ -250,16 +250,15 @@ def show(results: list[Measured]) -> None:
             f"{one.raw_mib:,.0f}",
             f"{one.kept['interactions']:,}",
             _judged(one.time_s, one.time_bound_s),
-            f"{one.cpu_s:,.1f}",
+            f"{one.cpu_s:,.0f}",
             _judged(one.memory_mib, one.memory_bound_mib),
         )
     console.result(table)
 
 
 def _judged(value: float, bound: float | None) -> str:
-    if bound is None:
-        return f"{value:,.1f}"
-    return f"{value:,.1f} of {bound:,.0f} {'✓' if value < bound else '✗'}"
+    shown = f"{value:,.0f}"
+    return shown if bound is None else f"{shown} of {bound:,.0f} {'✓' if value < bound else '✗'}"
 
 
 @click.command()

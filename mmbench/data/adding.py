@@ -10,14 +10,8 @@ import numpy as np
 
 from mmbench.data.cleaning import PrepareConfig, Report
 from mmbench.data.prepared import TEST, TRAIN, VALID, PreparedDataset, write_manifest
-from mmbench.data.splits import (
-    TEMPORAL,
-    Labels,
-    MadeSplit,
-    Rows,
-    SplitRequest,
-    make_split,
-)
+from mmbench.data.split_requests import SplitRequest
+from mmbench.data.splits import TEMPORAL, Labels, MadeSplit, Rows, make_split
 from mmbench.data.statistics import tied_users
 from mmbench.data.store import not_writable, write_split
 from mmbench.errors import DataError

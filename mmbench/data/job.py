@@ -25,7 +25,8 @@ from mmbench.data.finding import Found
 from mmbench.data.identity import source_identity
 from mmbench.data.prepared import SCHEMA, TEST, TRAIN, VALID, dataset_fingerprint, write_manifest
 from mmbench.data.source import RawDataset, RawFeatures
-from mmbench.data.splits import Rows, SplitRequest
+from mmbench.data.split_requests import SplitRequest
+from mmbench.data.splits import Rows
 from mmbench.data.statistics import count_rows, index_leak, tied_users
 from mmbench.data.store import copy_pictures, sha256_ids, write_array, write_lines, write_split
 from mmbench.errors import DataError

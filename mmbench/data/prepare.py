@@ -34,7 +34,7 @@ from mmbench.data.prepared import (
     read_manifest,
 )
 from mmbench.data.source import RawDataset
-from mmbench.data.splits import SplitRequest, with_seeds
+from mmbench.data.split_requests import SplitRequest, with_seeds
 from mmbench.data.store import (
     writing,
 )

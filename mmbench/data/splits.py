@@ -17,7 +17,7 @@ way) or for test (`odd_to=valid`, LATTICE's). All counts are integer arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from mmbench.data.cold import Arrays, cases_of, draw_cold_items, rare_items
 from mmbench.data.hashing import byte_rank, hash_pairs, order_in_groups
 from mmbench.data.prepared import EXCLUDED, TEST, TRAIN, VALID
-from mmbench.errors import ConfigError, DataError, UnknownNameError
+from mmbench.data.split_requests import PARAMETERS, SplitRequest
+from mmbench.errors import DataError
 
 Labels = NDArray[np.int8]
 
@@ -72,58 +73,6 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class SplitRequest:
-    """A split rule with its parameters, as written `rule` or `rule:key=value,key=value`."""
-
-    rule: str
-    params: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Folder name: the rule, and each parameter that is not the default."""
-        return ".".join(
-            [self.rule, *(f"{key}-{value}" for key, value in sorted(self.params.items()))]
-        )
-
-    @property
-    def may_lack_training(self) -> bool:
-        """Whether users may have held-out rows and no training row under this rule.
-
-        Such rules look at no user: the cut is through all rows, through time, or through items.
-        """
-        return self.rule in _UNTRAINED or self.params.get("drop_new_users") is False
-
-    @classmethod
-    def parse(cls, text: str) -> SplitRequest:
-        """Read `text`; parameters that equal the default are left out.
-
-        Raises:
-            UnknownNameError: the rule or a parameter is not known.
-            ConfigError: a value is not allowed.
-        """
-        rule, _, rest = text.strip().replace("_", "-").partition(":")
-        if rule not in RULES:
-            raise UnknownNameError("split", rule, RULES)
-        known = _PARAMETERS[rule]
-        params: dict[str, Any] = {}
-        for part in filter(None, rest.split(",")):
-            key, sign, value = (piece.strip() for piece in part.partition("="))
-            key = key.replace("-", "_")
-            if key not in known:
-                raise UnknownNameError(f"parameter of split {rule}", key, known)
-            default, read = known[key]
-            try:
-                params[key] = read(value)
-            except ValueError as error:
-                raise ConfigError(
-                    f"E274 --split {rule}: {key}{sign}{value} must be {error.args[0]}"
-                ) from error
-            if params[key] == default:
-                del params[key]
-        return cls(rule, params)
-
-
-@dataclass(frozen=True)
 class MadeSplit:
     """A split that is to be stored.
 
@@ -138,41 +87,13 @@ class MadeSplit:
     arrays: Arrays = field(default_factory=dict)
 
 
-def with_seeds(requests: Sequence[SplitRequest], seeds: Sequence[int]) -> list[SplitRequest]:
-    """Each request once per seed where its rule draws at random and it names no seed itself.
-
-    Requests that come out twice are kept once.
-
-    Raises:
-        ConfigError: there is nothing to seed, or a seed is negative or no whole number.
-    """
-    seeded = [rule for rule, known in _PARAMETERS.items() if "seed" in known]
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigError(f"E274 split seed {seed!r} must be a whole number from 0")
-    if not seeds:
-        return list(requests)
-    if not any(request.rule in seeded for request in requests):
-        raise ConfigError(
-            "E274 split seeds were given, but no requested split draws at random; add one of "
-            + ", ".join(f"--split {rule}" for rule in seeded)
-        )
-    expanded: dict[str, SplitRequest] = {}
-    for request in requests:
-        takes_seed = request.rule in seeded and "seed" not in request.params
-        for params in [{"seed": seed} for seed in seeds] if takes_seed else [{}]:
-            one = SplitRequest(request.rule, {**request.params, **params})
-            expanded[one.name] = one
-    return list(expanded.values())
-
-
 def make_split(request: SplitRequest, rows: Rows, seed: int) -> MadeSplit:
     """Label every row by the rule of `request`; `seed` serves where the request names none.
 
     Raises:
         DataError: the rule needs times or labels that the dataset does not have.
     """
-    params = {key: default for key, (default, _) in _PARAMETERS[request.rule].items()}
+    params = {key: default for key, (default, _) in PARAMETERS[request.rule].items()}
     params.update(request.params)
     if "seed" in params:
         params["seed"] = seed if params["seed"] is None else params["seed"]
@@ -396,36 +317,6 @@ def _need_times(rows: Rows, rule: str) -> None:
     )
 
 
-def _odd_to(value: str) -> str:
-    if value not in ("test", "valid"):
-        raise ValueError("test or valid")
-    return value
-
-
-def _positions(value: str) -> str:
-    if value not in ("heldout", "all"):
-        raise ValueError("heldout or all")
-    return value
-
-
-def _threshold(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise ValueError("a whole number from 1")
-    return int(value)
-
-
-def _seed(value: str) -> int:
-    if not value.isdecimal():
-        raise ValueError("a whole number from 0")
-    return int(value)
-
-
-def _flag(value: str) -> bool:
-    if value not in ("true", "false"):
-        raise ValueError("true or false")
-    return value == "true"
-
-
 RULES: dict[str, Callable[..., Labels]] = {
     "imported": imported,
     "random-per-user": random_per_user,
@@ -442,14 +333,3 @@ _COLD: dict[str, Callable[..., tuple[Arrays, dict[str, Any]]]] = {
 }
 TEMPORAL = frozenset({"leave-one-out", "user-temporal", "global-temporal", "cold-sequences"})
 """Rules under which the order of a user's interactions decides."""
-_PARAMETERS: dict[str, dict[str, tuple[Any, Callable[[str], Any]]]] = {
-    "imported": {},
-    "random-per-user": {"odd_to": ("test", _odd_to), "seed": (None, _seed)},
-    "random-global": {"seed": (None, _seed)},
-    "leave-one-out": {},
-    "user-temporal": {"odd_to": ("test", _odd_to)},
-    "global-temporal": {"drop_new_users": (True, _flag)},
-    "cold-items": {"seed": (None, _seed)},
-    "cold-sequences": {"below": (10, _threshold), "positions": ("heldout", _positions)},
-}
-_UNTRAINED = frozenset({"imported", "random-global", "cold-items"})

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from mmbench.data.adding import make_splits
 from mmbench.data.cleaning import PrepareConfig, Report, clean
 from mmbench.data.prepare import prepare
-from mmbench.data.splits import RULES, Rows, SplitRequest
+from mmbench.data.split_requests import SplitRequest
+from mmbench.data.splits import RULES, Rows
 from mmbench.data.statistics import count_rows
 from mmbench.errors import DataError
 
