@@ -145,7 +145,7 @@ def _gather(path: Path, pieces: Iterator[bytes], packed: bool, size: int) -> Ite
             held.append(piece)
             n_held += len(piece)
             # The first piece has to be long enough to be looked at.
-            if n_held >= (max(size, 512) if first and packed else size):
+            if n_held >= (max(size, 512 if packed else 3) if first else size):
                 whole = b"".join(held)
                 if first:
                     whole = _look_at(path, whole, packed)

@@ -142,10 +142,8 @@ def _scalar(value: Any, kind: Any, key: str) -> Any:
         number = _number(value, kind.is_integer())
         if number is not None:
             return number
-    shown = repr(value)[:40]
-    raise _UnreadableError(
-        f"{key} is {shown}, expected {'text' if kind == pl.String else 'a number'}"
-    )
+    wanted = {pl.String: "text", pl.Boolean: "true or false"}.get(kind, "a number")
+    raise _UnreadableError(f"{key} is {repr(value)[:40]}, expected {wanted}")
 
 
 def _number(value: float | str, is_whole: bool) -> float | None:
@@ -253,7 +251,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = _parse_literal(line, text)
     if not isinstance(value, dict):
-        raise _UnreadableError(f"a {type(value).__name__}, not an object")
+        raise _UnreadableError("not an object")
     # Halves of a character that no UTF-8 can hold; Python 2 wrote both halves as escapes.
     mended: dict[str, Any] = _mend(value) if "\\ud" in text or "\\uD" in text else value
     return mended
