@@ -67,7 +67,7 @@ class HM(Source):
     """H&M: a purchase is an interaction; customers with fewer than five purchases are dropped.
 
     The text is the name of the article, its description, and its category tags. The core
-    is that of MMSR (Hu et al. 2024, arXiv 2403.17372): users are filtered, items are not.
+    is that of MMSR (arXiv 2403.17372): customers are filtered once, articles are not.
     """
 
     title = _CARD.title

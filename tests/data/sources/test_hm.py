@@ -8,6 +8,7 @@ import pytest
 
 from mmbench.data.cleaning import PrepareConfig
 from mmbench.data.prepare import prepare
+from mmbench.data.prepared import open_dataset
 from mmbench.data.sources import hm
 from mmbench.data.sources.hm import HM
 from mmbench.errors import DataError
@@ -244,6 +245,13 @@ def test_it_says_what_to_fetch_by_hand_and_goes_on_from_there(mmbench, folder):
         assert f"data/_raw/hm/{place}" in said.err
     assert "Traceback" not in said.err
 
-    said = mmbench("prepare", "hm", "--source", folder.parent, "--user-core", "3", "--no-features")
+    shutil.copytree(folder, "data/_raw/hm")
+    said = mmbench("prepare", "hm", "--user-core", 3, "--no-features")
     assert said.status == 0, said.err
-    assert (Path("data/hm") / "manifest.json").is_file()
+    said = mmbench(
+        "prepare", "hm", "--as", "mine", "--source", folder, "--user-core", 3, "--no-features"
+    )
+    assert said.status == 0, said.err
+    ours, mine = (open_dataset(Path("data") / name) for name in ("hm", "mine"))
+    assert ours.fingerprint == mine.fingerprint
+    assert ours.manifest["counts"]["users"] == 3

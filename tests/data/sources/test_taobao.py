@@ -1,9 +1,13 @@
 """Taobao clothes matching, in samples written in the form of Tianchi's files."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from mmbench.data.cleaning import PrepareConfig
 from mmbench.data.prepare import prepare
+from mmbench.data.prepared import open_dataset
 from mmbench.data.sources.taobao import Taobao
 from mmbench.errors import DataError
 
@@ -121,5 +125,14 @@ def test_it_says_what_to_fetch_by_hand_and_goes_on_from_there(mmbench, folder):
     assert "E104 taobao needs a login or a manual download: https://tianchi.aliyun.com" in text
     for place in ("dim_items.txt", "user_bought_history.txt", "images/ITEM.jpg"):
         assert f"data/_raw/taobao/{place}" in said.err
-    said = mmbench("prepare", "taobao", "--source", folder, "--user-core", "3", "--no-features")
+
+    shutil.copytree(folder, "data/_raw/taobao")
+    said = mmbench("prepare", "taobao", "--user-core", 3, "--no-features")
     assert said.status == 0, said.err
+    said = mmbench(
+        "prepare", "taobao", "--as", "mine", "--source", folder, "--user-core", 3, "--no-features"
+    )
+    assert said.status == 0, said.err
+    ours, mine = (open_dataset(Path("data") / name) for name in ("taobao", "mine"))
+    assert ours.fingerprint == mine.fingerprint
+    assert ours.manifest["counts"]["users"] == 6
