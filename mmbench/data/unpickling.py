@@ -33,6 +33,12 @@ _INSTRUCTIONS = {
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
+_SHARED = {
+    *("GLOBAL", "STACK_GLOBAL", "NEWOBJ", "REDUCE", "EMPTY_DICT", "GET", "BINGET", "LONG_BINGET"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+"""Instructions whose results a pickle may use more than once."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,8 @@ def _refuse(path: Path, problem: str) -> DataError:
 def _check_instructions(content: bytes, path: Path) -> None:
     """Look through the pickle without following it; refuse what no matrix needs.
 
-    What a matrix does not need includes shared tuples: hashing a tuple of pairs of pairs, all
-    shared, would take forever.
+    What a matrix does not need includes shared tuples: hashing a pair of pairs of pairs, each of
+    them one object used twice, would take forever. So only what is surely none is used again.
     """
     if content[:1] != b"\x80":
         if content[:1] in (b"c", b"(", b"}", b"]"):
@@ -106,8 +112,8 @@ def _check_instructions(content: bytes, path: Path) -> None:
     if content[1:2] not in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise _refuse(path, "its protocol is not one of 2 to 5")
     file = io.BytesIO(content)
-    is_tuple: dict[int, bool] = {}  # by place in the memo
-    before = ""
+    harmless: dict[int, bool] = {}  # what lies at a place of the pickle's memory
+    before = ""  # the instruction that made what is on top of its stack
     try:
         for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
             name, place = instruction.name, -1
@@ -116,16 +122,19 @@ def _check_instructions(content: bytes, path: Path) -> None:
             if count > _MAX_INSTRUCTIONS:
                 raise _refuse(path, f"pickle has more than {_MAX_INSTRUCTIONS} instructions")
             if name == "MEMOIZE":
-                place = len(is_tuple)
+                place = len(harmless)
             elif name.endswith(("PUT", "GET")) and argument is not None:
                 place = int(argument)
             if place > _MAX_INSTRUCTIONS:
                 raise _refuse(path, f"pickle uses place {place} of its memory")
-            if name.endswith("GET") and is_tuple.get(place, False):
-                raise _refuse(path, "pickle uses a tuple twice")
             if name == "MEMOIZE" or name.endswith("PUT"):
-                is_tuple[place] = before.startswith("TUPLE")
-            before = name
+                harmless[place] = before in _SHARED
+            elif name.endswith("GET") and not harmless.get(place, False):
+                raise _refuse(
+                    path, f"pickle uses place {place} of its memory, perhaps a tuple, again"
+                )
+            elif name not in ("FRAME", "PROTO"):
+                before = name
     except (ValueError, OverflowError, MemoryError) as error:
         raise DataError(
             f"E106 {path} is not a complete pickle ({error}); download it again"

@@ -348,18 +348,26 @@ def test_state_cannot_change_what_names_stand_for(tmp_path):
     assert read_sparse(path).row.tolist() == [0, 1, 2]
 
 
-def hash_bomb(depth):
-    """A dictionary key of pairs of pairs, each shared: its hash takes 2 ** depth steps."""
-    levels = b"".join(
-        b"h" + bytes([k]) * 1 + b"h" + bytes([k]) + b"\x86q" + bytes([k + 1]) for k in range(depth)
+def hash_bomb(after=b"", depth=60):
+    """A dictionary key of pairs of pairs, each shared: its hash takes 2 ** depth steps.
+
+    `after` stands between the making of a pair and the storing of it.
+    """
+    pairs = b"".join(
+        b"h%ch%c\x86" % (k, k) + after.replace(b"K", bytes([k + 101])) + b"q%c" % (k + 1)
+        for k in range(depth)
     )
-    return b"\x80\x03}K\x01\x85q\x00" + levels + b"K\x01s."
+    return b"\x80\x04}K\x01\x85" + after.replace(b"K", b"\x64") + b"q\x00" + pairs + b"K\x01s."
 
 
 def test_bombs_are_refused_before_they_go_off(tmp_path):
     path = tmp_path / "m.pkl"
     bombs = {
-        hash_bomb(60): "uses a tuple twice",
+        hash_bomb(): "uses place 0 of its memory, perhaps a tuple, again",
+        hash_bomb(b"qK"): "perhaps a tuple, again",  # stored twice
+        hash_bomb(b"(u"): "perhaps a tuple, again",  # nothing put into it
+        hash_bomb(b"\x80\x04"): "perhaps a tuple, again",
+        hash_bomb(b"\x95" + bytes(8)): "perhaps a tuple, again",
         b"\x80\x03" + b")" * 5000 + b".": "more than 2000 instructions",
         b"\x80\x03)r\xff\xff\xff\x7f.": "uses place 2147483647 of its memory",
         b"\x80\x03)p99999999\n.": "uses place 99999999 of its memory",

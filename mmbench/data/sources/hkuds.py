@@ -60,7 +60,9 @@ class HKUDSFolder(Source):
         files: list[Path] = []
         warnings: list[str] = []
         shape: tuple[int, int] | None
-        if any((source / f"{part}.json").is_file() for part in PARTS):
+        is_json = [(source / f"{part}.json").is_file() for part in PARTS]
+        is_pickle = [(source / name).is_file() for name in _PICKLES]
+        if all(is_json) or sum(is_json) > sum(is_pickle):
             layout = "MMSSL: train.json, val.json, test.json"
             parts = [read_json_lists(source / f"{part}.json") for part in PARTS]
             files += [source / f"{part}.json" for part in PARTS]

@@ -105,6 +105,18 @@ def test_json_is_preferred_to_pickles(tmp_path, rows):
     assert [path.name for path in raw.files] == ["train.json", "val.json", "test.json"]
 
 
+def test_a_part_of_the_json_does_not_hide_the_pickles(tmp_path, rows):
+    folder = write_pickles(tmp_path / "raw", rows)
+    (folder / "train.json").write_text("{}")
+    assert HKUDSFolder().read(folder, tmp_path).facts["source_layout"].startswith("DiffMM")
+    (folder / "train.json").write_text('{"0": [1]}')
+    (folder / "val.json").write_text('{"0": [2]}')
+    (folder / "tstMat.pkl").unlink()
+    (folder / "valMat.pkl").unlink()
+    with pytest.raises(DataError, match=r"E101 test\.json not found"):
+        prepare("x", source=folder, format="hkuds", data_dir=tmp_path / "data")
+
+
 def test_the_shape_counts_items_that_nobody_used(tmp_path, rows):
     rows = [row for row in rows if row[1] < N_ITEMS - 1]  # the last item is never used
     folder = write_pickles(tmp_path / "raw", rows)
