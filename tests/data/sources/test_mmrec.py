@@ -170,3 +170,44 @@ def test_several_interaction_files_are_ambiguous(tmp_path, write_inter, labelled
         prepare("x", source=folder, data_dir=tmp_path / "data")
     (folder / "x.inter").rename(folder / "raw.inter")  # named like its folder: that one is meant
     assert prepare("x", source=folder, data_dir=tmp_path / "data").status == "prepared"
+
+
+def test_rating_and_time_are_read_where_there_are_any(tmp_path, write_inter):
+    rows = [(u, i, f"{i}.5", 10**9 + i, "x", k) for u in range(2) for k, i in enumerate((0, 1, 2))]
+    folder = write_inter(rows, header="userID\titemID\trating\ttimestamp\tother\tx_label")
+    table = MMRecFolder().read(folder, tmp_path).interactions
+    assert table["rating"].to_list() == [0.5, 1.5, 2.5] * 2
+    assert table["timestamp"].to_list() == [10**9, 10**9 + 1, 10**9 + 2] * 2
+    assert table["split"].to_list() == [0, 1, 2] * 2
+
+
+def test_malformed_lines_are_left_out_and_later_lines_keep_their_number(tmp_path, write_inter):
+    rows = [(u, i, (0, 0, 1, 2)[i]) for u in range(600) for i in range(4)]
+    folder = write_inter([*rows[:15], (1, 2), *rows[15:]])
+    raw = MMRecFolder().read(folder, tmp_path)
+    assert raw.interactions.height == 2400
+    assert raw.warnings == [
+        f"W112 1 of 2,402 lines of {folder / 'x.inter'} are malformed and left out, e.g. line 17: "
+        "2 fields, expected 3"
+    ]
+    write_inter([*rows[:15], (1, 2), *rows[15:], (1, 2, 9)])
+    with pytest.raises(DataError, match=r"E221 .*x\.inter:2403: x_label '9'"):
+        MMRecFolder().read(folder, tmp_path)
+    write_inter([*rows[:15], (1, 2), *rows[15:], (1, "x", 0)])
+    with pytest.raises(DataError, match=r"E212 .*x\.inter:2403: itemID 'x'"):
+        MMRecFolder().read(folder, tmp_path)
+
+
+def test_a_mapping_may_not_lack_a_line(tmp_path, write_inter, labelled_rows):
+    folder = write_inter(labelled_rows)
+    ids = "".join(f"B{k}\t{k}\n" for k in range(3000))
+    (folder / "i_id_mapping.csv").write_text(f"asin\titemID\n{ids}broken\n")
+    with pytest.raises(DataError, match=r"E112 .*i_id_mapping\.csv:3002: 1 fields, expected 2"):
+        MMRecFolder().read(folder, tmp_path)
+
+
+def test_odd_folders_are_not_recognised(tmp_path):
+    assert not MMRecFolder.recognises(tmp_path)
+    assert not MMRecFolder.recognises(tmp_path / "nowhere")
+    (tmp_path / "x.inter").mkdir()
+    assert not MMRecFolder.recognises(tmp_path)

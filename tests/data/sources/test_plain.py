@@ -1,9 +1,12 @@
+import gzip
+
 import numpy as np
 import polars as pl
 import pytest
 
 from mmbench.data.cleaning import PrepareConfig
 from mmbench.data.prepare import prepare
+from mmbench.data.sources.plain import PlainTables
 from mmbench.errors import DataError, UnknownNameError
 
 NO_CORE = PrepareConfig(user_min=0, item_min=0)
@@ -203,3 +206,113 @@ def test_two_interaction_tables_are_ambiguous(write_table, make):
 def test_an_empty_table_is_refused(write_table, make):
     with pytest.raises(DataError, match=r"E241 .*has a header and no rows"):
         make(write_table([]))
+
+
+def test_packed_tables_hold_the_same_dataset(write_table, full_rows, make):
+    folder = write_table(full_rows, ALL)
+    plain = make(folder).dataset
+    text = (folder / "interactions.csv").read_bytes()
+    (folder / "interactions.csv").unlink()
+    (folder / "interactions.csv.gz").write_bytes(gzip.compress(text))
+    packed = make(folder, "y")
+    assert packed.dataset.fingerprint == plain.fingerprint
+    assert any("recognised" in note for note in packed.notes)
+    (folder / "interactions.tsv.gz").write_bytes(gzip.compress(text.replace(b",", b"\t")))
+    with pytest.raises(DataError, match=r"E103 .* holds interactions\.csv\.gz and .*\.tsv\.gz"):
+        make(folder, "z")
+    (folder / "interactions.csv.gz").unlink()
+    assert make(folder, "z").dataset.fingerprint == plain.fingerprint
+
+
+def test_columns_that_nobody_needs_are_named_and_not_read(tmp_path, write_table):
+    rows = [(f"u{k}", f"i{k}", "x" * 50, k) for k in range(3)]
+    folder = write_table(rows, "user_id,item_id,comment,n")
+    raw = PlainTables().read(folder, tmp_path)
+    assert raw.facts == {"columns_ignored": ["comment", "n"]}
+    assert raw.interactions["user"].to_list() == ["u0", "u1", "u2"]
+    columns = dict(
+        zip(("user_id", "item_id", "comment", "n"), zip(*rows, strict=True), strict=True)
+    )
+    (folder / "interactions.csv").unlink()
+    table.write_parquet(folder / "interactions.parquet")
+    again = PlainTables().read(folder, tmp_path)
+    assert again.facts == raw.facts
+    assert again.interactions.equals(raw.interactions)
+
+
+def test_malformed_lines_are_left_out_with_a_warning(tmp_path, write_table):
+    rows = [(f"u{k % 50}", f"i{k // 50}") for k in range(2500)]
+    folder = write_table([*rows[:15], ("u", "i", "one too many"), *rows[15:]])
+    raw = PlainTables().read(folder, tmp_path)
+    assert raw.interactions.height == 2500
+    assert raw.warnings == [
+        f"W112 1 of 2,502 lines of {folder / 'interactions.csv'} are malformed and left out, "
+        "e.g. line 17: 3 fields, expected 2"
+    ]
+    folder = write_table([*rows[:15], ("u", "i", "one too many"), *rows[15:900]])
+    with pytest.raises(DataError, match=r"E112 .*interactions\.csv:17: 3 fields, expected 2 .*"):
+        PlainTables().read(folder, tmp_path)
+
+
+def test_what_was_left_out_is_told_by_prepare(write_table, make):
+    rows = [(f"u{k % 50}", f"i{k // 50}") for k in range(2500)]
+    result = make(write_table([*rows, ("u",)]))
+    assert any(w.startswith("W112 1 of 2,502 lines of") for w in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("interactions.csv", b"<!DOCTYPE html><html>log in", r"E106 .*a web page, perhaps a login"),
+        ("interactions.csv", b"PK\x03\x04", r"E106 .*is a zip archive"),
+        ("interactions.parquet", b"<html>", r"E106 .*a web page"),
+        ("interactions.csv", b"user_id,item_id\nJos\xe9,p\n", r"E111 .*csv:2: byte 0xe9 is not"),
+        ("interactions.csv", b"", r"E113 .*interactions\.csv is empty"),
+        ("interactions.csv.gz", gzip.compress(b"user_id,item_id\na,p\n")[:-9], r"E106 .*truncated"),
+        (
+            "interactions.csv",
+            b"user_id,item_id,timestamp\na,p,2020-01-01\nb,q,1577836800\n",
+            r"E216 .*interactions\.csv:2: timestamp '2020-01-01'; times must all be",
+        ),
+        (
+            "interactions.csv",
+            b"user_id,item_id,timestamp\na,p,1577836800\nb,q,9000\n",
+            r"E216 1 timestamps of .* outside 1995\.\.today, e\.g\. 9000 in data row 2",
+        ),
+        (
+            "interactions.csv",
+            b"user_id,item_id,timestamp\na,p,1577836800\nb,q,1577836800000\n",
+            r"E214 timestamps of .* mix milliseconds and another unit \(1 of 2\)",
+        ),
+    ],
+)
+def test_files_that_are_not_what_they_should_be_are_refused(tmp_path, make, name, content, message):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        make(folder)
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_item_table_of_other_ids_is_refused(write_table, make):
+    folder = write_table([("a", "0123"), ("b", "0456")])
+    write_table([("123", "x"), ("456", "y")], "item_id,title", "items.csv")
+    with pytest.raises(
+        DataError,
+        match=r"E266 .*items\.csv .*e\.g\. '123' in the one and '0123' in the other; l",
+    ):
+        make(folder)
+    write_table([("p", "x"), ("q", "y")], "item_id,title", "items.csv")
+    with pytest.raises(DataError, match=r"E266 none of the 2 item ids .* do not belong together"):
+        make(folder)
+    # A part of the ids, and ids with blanks around them, are fine.
+    write_table([(" 0123 ", "x"), ("q", "y")], "item_id,title", "items.csv")
+    assert make(folder).dataset.texts == ["x", ""]
+
+
+def test_odd_folders_are_not_recognised(tmp_path):
+    assert not PlainTables.recognises(tmp_path)
+    assert not PlainTables.recognises(tmp_path / "nowhere")
+    (tmp_path / "interactions.csv").mkdir()
+    assert not PlainTables.recognises(tmp_path)
