@@ -56,10 +56,17 @@ class _Fetch:
     def __post_init__(self) -> None:
         self.path = self.folder / self.file.path
         self.entry = read_ledger(self.folder).get(self.file.path)
+
+    @property
+    def expected(self) -> str | None:
+        """The hash that somebody measured, or that the file had when it was fetched first."""
         recorded = self.entry.sha256 if self.entry is not None else None
-        self.expected = self.file.sha256 or recorded
-        # With a hash that must come out at the end, any piece may be tried.
-        self.is_guarded = self.expected is not None and not self.web.accept_changed
+        return self.file.sha256 or recorded
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether only one content can come out in the end."""
+        return self.expected is not None and not self.web.accept_changed
 
     def run(self) -> None:
         """Fetch it from the first address that gives it, and unpack it.
@@ -114,6 +121,9 @@ class _Fetch:
         except NoAnswer:
             if self.path.exists():  # brought by hand, so not ours to delete
                 self.path.replace(self.path.with_name(self.path.name + ".broken"))
+            # The hash of what is broken must not be asked of what comes instead.
+            self.entry = None
+            record(self.folder, self.file.path, None)
             return False
         return True
 
@@ -167,8 +177,11 @@ class _Fetch:
         size, origin = part.size(), part.origin()
         if not size or origin is None or size > (origin.total or size):
             return 0, {}
+        if not (origin.validator or origin.total):
+            return 0, {}  # it may have been unpacked on the way
         if origin.address == shown(address) and origin.validator:
             return size, {"Range": f"bytes={size}-", "If-Range": origin.validator}
+        # With a hash that must come out in the end, any piece may be tried.
         return (size, {"Range": f"bytes={size}-"}) if self.is_guarded else (0, {})
 
     def _write(self, response: requests.Response, part: Part, origin: Origin, offset: int) -> None:

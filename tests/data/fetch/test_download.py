@@ -508,6 +508,20 @@ def test_an_encoding_is_undone_but_not_that_of_a_gzip_file(serve: Serve, tmp_pat
     assert (tmp_path / "x.json.gz").read_bytes() == packed
 
 
+def test_what_is_decoded_on_the_way_is_started_over(serve: Serve, tmp_path: Path) -> None:
+    packed = gzip.compress(CONTENT, compresslevel=1)
+    fault = {"cut_after": len(packed) // 2, "headers": {"Content-Encoding": "gzip"}}
+    server = serve({"u.data": packed}, {"u.data": fault})
+    file = file_of(server, bytes=len(CONTENT), sha256=HASH)
+    with pytest.raises(DataError):
+        fetch([file], tmp_path, Web(attempts=1))
+    assert (tmp_path / "u.data.part").stat().st_size > 0
+    server.fault("u.data", headers={"Content-Encoding": "gzip"})
+    fetch([file], tmp_path, Web(attempts=1))
+    assert [asked.range for asked in server.gets("u.data")] == ["", ""]
+    assert (tmp_path / "u.data").read_bytes() == CONTENT
+
+
 class EndsEarly(http.server.BaseHTTPRequestHandler):
     """HTTP/1.0 without a length: the end of the connection is the end of the file."""
 
@@ -598,6 +612,25 @@ def test_a_half_written_archive_is_removed_and_fetched_again(
     server.files[name] = whole
     fetch([remote], tmp_path)
     assert (tmp_path / "ml" / "u_data").read_bytes() == CONTENT
+
+
+def test_the_hash_of_a_broken_archive_is_not_asked_of_the_next(
+    serve: Serve, tmp_path: Path
+) -> None:
+    server = serve({"ml.zip": ARCHIVE})
+    broken = ARCHIVE[:100]
+    (tmp_path / "ml.zip").write_bytes(broken)
+    entry = {
+        "address": server.url + "ml.zip",
+        "bytes": 100,
+        "sha256": hashlib.sha256(broken).hexdigest(),
+        "date": "2024-01-01T00:00:00+00:00",
+        "unpacked": None,
+    }  # as a process leaves it that ended between fetching and unpacking
+    (tmp_path / "downloads.json").write_text(json.dumps({"files": {"ml.zip": entry}}))
+    fetch([file_of(server, "ml.zip", unpacks_to="")], tmp_path)
+    assert (tmp_path / "ml" / "u_data").read_bytes() == CONTENT
+    assert names(tmp_path) == ["downloads.json", "ml", "ml.zip", "ml/README", "ml/u_data"]
 
 
 def test_a_broken_archive_brought_by_hand_is_put_aside(serve: Serve, tmp_path: Path) -> None:
