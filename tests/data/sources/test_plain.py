@@ -230,10 +230,8 @@ def test_columns_that_nobody_needs_are_named_and_not_read(tmp_path, write_table)
     raw = PlainTables().read(folder, tmp_path)
     assert raw.facts == {"columns_ignored": ["comment", "n"]}
     assert raw.interactions["user"].to_list() == ["u0", "u1", "u2"]
-    columns = dict(
-        zip(("user_id", "item_id", "comment", "n"), zip(*rows, strict=True), strict=True)
-    )
     (folder / "interactions.csv").unlink()
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "comment", "n"], orient="row")
     table.write_parquet(folder / "interactions.parquet")
     again = PlainTables().read(folder, tmp_path)
     assert again.facts == raw.facts
