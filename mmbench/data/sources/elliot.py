@@ -1,4 +1,4 @@
-"""Folders of Elliot and Ducho: tables without header, texts, pictures, one feature file per item.
+"""Elliot and Ducho: tables without header, texts, pictures, one feature file per item.
 
 train.tsv, val.tsv, test.tsv   tab-separated, no header: user, item, rating, timestamp if any
 *_indexed.tsv                  the same with integers, by first appearance in train, val, test

@@ -1,4 +1,4 @@
-"""Folders of MMSSL and DiffMM: a split of indices as JSON or pickled matrices, and features.
+"""MMSSL and DiffMM: a split of indices as JSON or pickled matrices, and features.
 
 {train,val,test}.json   MMSSL: "user index" -> list of item indices
 train_mat               MMSSL: the training part once more, a pickled SciPy matrix

@@ -1,4 +1,4 @@
-"""Folders in the layout of LATTICE: a split of indices as JSON, id lists, raw texts, features.
+"""LATTICE's layout: a split of indices as JSON, id lists, raw texts, features.
 
 5-core/{train,val,test}.json   "user index" -> list of item indices, in the order of the reviews
 5-core/item_list.txt           raw id and index, tab-separated; user_list.txt likewise

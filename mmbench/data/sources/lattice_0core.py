@@ -1,4 +1,4 @@
-"""The cold-start split of a folder in LATTICE's layout: items held out of training.
+"""LATTICE's cold-start split (0-core): items held out of training.
 
 0-core/{train,val,test}.json   "user index" -> list of item indices
 

@@ -1,4 +1,4 @@
-"""Folders in the layout of LightGCN: one line per user, its index and those of its items.
+"""LightGCN's layout: one line per user, its index and those of its items.
 
 train.txt, test.txt, val.txt   `user item item ...`, blanks between; a user alone has no items
 item2imgfeat.txt               `item v1 v2 ...`: a visual feature of an item, as MCLN has them

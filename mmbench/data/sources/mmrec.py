@@ -1,4 +1,4 @@
-"""Folders in the layout of MMRec: NAME.inter with split labels, and positional features.
+"""MMRec's layout: NAME.inter with split labels, id lists, and features by position.
 
 NAME.inter           tab-separated, header; userID, itemID, x_label (0 train, 1 valid, 2 test);
                      rating and timestamp where there are any

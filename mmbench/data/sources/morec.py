@@ -1,4 +1,4 @@
-"""The files of MoRec and of studies that follow it: histories, an item list, a folder of pictures.
+"""MoRec and studies after it: histories, an item list, a folder of pictures.
 
 *_users.tsv          user<TAB>item item ..., items from old to new; no times
 *_items.tsv          one line per item: id, or id<TAB>title, or id<TAB>title<TAB>abstract
