@@ -6,6 +6,7 @@ Two preparations are the same when both agree; then the existing folder is up to
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def source_identity(found: Found, raw: RawDataset, content: ItemContent) -> dict
         or found.source.citation,
         "files": [
             {
-                "path": path.relative_to(base).as_posix(),
+                # Features may lie beside the folder that was given.
+                "path": Path(os.path.relpath(path, base)).as_posix(),
                 "bytes": path.stat().st_size,
                 "sha256": sha256_file(path),
             }
