@@ -23,13 +23,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmbench.encoders.hub import (
+    NOT_WEIGHTS,
+    PICKLES,
+    SAFE,
+    Remote,
+    cached_snapshot,
+    fetch_snapshot,
+    first_line,
+    is_offline,
+    not_here,
+)
 from mmbench.encoders.neural import Hub, Options
 from mmbench.errors import DataError
 
-SAFE = ".safetensors"
-PICKLES = (".bin", ".pt", ".pth")
 _STANDARD = ("model.safetensors", "pytorch_model.bin")
-_NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "adapter_model")
 _TOKENIZER = (
     "tokenizer.json",
     "vocab.txt",
@@ -40,7 +48,6 @@ _TOKENIZER = (
     "tokenizer.model",
 )
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_SETTINGS = (".json", ".txt", ".model")
 _MAX_JSON = 64 * 2**20
 
 
@@ -62,26 +69,18 @@ class Weights:
     sha256: Mapping[str, str]
     revision: str = ""
 
-
-@dataclass(frozen=True)
-class Remote:
-    """What would be fetched from the hub.
-
-    Attributes:
-        id: repository; `commit` is what its revision stands for now.
-        sizes: bytes by file.
-        sha256: of the large files, as the hub states them.
-    """
-
-    id: str
-    commit: str
-    sizes: Mapping[str, int]
-    sha256: Mapping[str, str]
+    @property
+    def digest(self) -> str:
+        """One hash of all weights: of the file, or of the hashes of the shards in order."""
+        hashes = list(self.sha256.values())
+        if len(hashes) == 1:
+            return hashes[0]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     @property
-    def n_bytes(self) -> int:
-        """Size of the whole."""
-        return sum(self.sizes.values())
+    def facts(self) -> dict[str, str]:
+        """What a manifest says of the weights."""
+        return {"model": self.name, "revision": self.revision, "weights_sha256": self.digest}
 
 
 def find_weights(
@@ -103,14 +102,22 @@ def find_weights(
     if options.weights is not None:
         return local_weights(options.weights, name=hub.id)
     revision = options.revision or hub.revision
-    folder = _cached(hub.id, revision)
+    folder = cached_snapshot(hub.id, revision)
     if folder is not None and _is_whole(folder):
         return _weights(hub.id, folder, weights_files(folder), folder.name)
     if not fetch:
-        raise DataError(_not_here(hub.id, revision, "nothing is fetched unasked", "--download"))
-    if _offline():
-        raise DataError(_not_here(hub.id, revision, "HF_HUB_OFFLINE is set", ""))
-    return _fetch(hub.id, revision, agree)
+        raise DataError(not_here(hub.id, revision, "nothing is fetched unasked", "--download"))
+    if is_offline():
+        raise DataError(not_here(hub.id, revision, "HF_HUB_OFFLINE is set", ""))
+    folder, stated = fetch_snapshot(hub.id, revision, agree)
+    weights = _weights(hub.id, folder, weights_files(folder), folder.name)
+    for name, digest in weights.sha256.items():
+        if stated.get(name, digest) != digest:
+            raise DataError(
+                f"E404 {folder / name} is not what the hub says (SHA-256 {digest[:12]}..., stated "
+                f"{stated[name][:12]}...); delete it and repeat"
+            )
+    return weights
 
 
 def local_weights(place: Path, *, name: str = "") -> Weights:
@@ -144,7 +151,7 @@ def weights_files(folder: Path) -> tuple[Path, ...]:
         found = sorted(
             file
             for file in folder.glob(f"*{suffix}")
-            if file.is_file() and not file.name.startswith(_NOT_WEIGHTS)
+            if file.is_file() and not file.name.startswith(NOT_WEIGHTS)
         )
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
@@ -296,11 +303,11 @@ def load_transformer(
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as problem:
             raise DataError(
                 f"E406 {weights.name} in {weights.folder} does not load as "
-                f"{architecture.__name__}: {_first_line(problem)}"
+                f"{architecture.__name__}: {first_line(problem)}"
             ) from problem
         except ImportError as problem:
             raise DataError(
-                f"E406 {weights.name} needs a package that is not here: {_first_line(problem)}"
+                f"E406 {weights.name} needs a package that is not here: {first_line(problem)}"
             ) from problem
     lacking = [
         name for name in sorted(info["missing_keys"]) if not name.startswith(tuple(may_miss))
@@ -372,7 +379,7 @@ def load_tokenizer(weights: Weights, **settings: Any) -> Any:
             )
         except Exception as problem:  # the tokenizers library raises bare Exceptions
             raise DataError(
-                f"E404 the tokenizer in {weights.folder} does not load: {_first_line(problem)}"
+                f"E404 the tokenizer in {weights.folder} does not load: {first_line(problem)}"
             ) from problem
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(f"E404 the tokenizer in {weights.folder} has no tokenizer.json")
@@ -394,7 +401,10 @@ def quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                # It warns where HF_HUB_DISABLE_PROGRESS_BARS keeps the bars of the hub away.
+                warnings.simplefilter("ignore", UserWarning)
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -404,13 +414,13 @@ def unsafe_is_refused(path: Path) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as problem:
         if "weights_only" not in str(problem) and "WeightsUnpickler" not in str(problem):
-            raise DataError(f"E404 {path} is broken ({_first_line(problem)})") from None
+            raise DataError(f"E404 {path} is broken ({first_line(problem)})") from None
         raise DataError(
             f"E405 {path} is a pickle that holds more than tensors; it could run code and is not "
             "opened. Take the model's safetensors file"
         ) from None
     except (EOFError, RuntimeError) as problem:
-        raise DataError(f"E404 {path} is broken ({_first_line(problem)})") from None
+        raise DataError(f"E404 {path} is broken ({first_line(problem)})") from None
 
 
 def _refuse_archive(path: Path) -> None:
@@ -451,140 +461,6 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _cached(repository: str, revision: str) -> Path | None:
-    """The snapshot of a repository in the local cache of the hub."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(repository, "config.json", revision=revision)
-    except HFValidationError as problem:
-        raise DataError(f"E402 {repository!r} is no id of the hub: {problem}") from None
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _fetch(repository: str, revision: str, agree: Callable[[Remote], bool] | None) -> Weights:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    class Silent(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-    remote = remote_weights(repository, revision)
-    if agree is not None and not agree(remote):
-        raise DataError(_not_here(repository, revision, "it was not to be fetched", "--download"))
-    try:
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=sorted(remote.sizes),
-                tqdm_class=Silent,
-            )
-        )
-    except (OSError, ValueError, HTTPError) as problem:
-        raise DataError(_not_fetched(repository, revision, problem)) from problem
-    weights = _weights(repository, folder, weights_files(folder), folder.name)
-    for name, stated in remote.sha256.items():
-        if weights.sha256.get(name, stated) != stated:
-            raise DataError(
-                f"E404 {folder / name} is not what the hub says (SHA-256 "
-                f"{weights.sha256[name][:12]}..., stated {stated[:12]}...); delete it and repeat"
-            )
-    return weights
-
-
-def remote_weights(repository: str, revision: str) -> Remote:
-    """Ask the hub what would be fetched: one set of weights and the settings beside it.
-
-    Raises:
-        DataError: E402 the hub cannot be reached or has no such repository with weights.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    try:
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-    except (OSError, ValueError, HTTPError) as problem:
-        raise DataError(_not_fetched(repository, revision, problem)) from problem
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    wanted = _wanted(list(sizes))
-    if not any(name.endswith((SAFE, *PICKLES)) for name in wanted):
-        raise DataError(
-            f"E402 {repository} (revision {revision}) holds no weights that are read here"
-        )
-    hashes = {
-        file.rfilename: file.lfs.sha256
-        for file in info.siblings or []
-        if file.rfilename in wanted and file.lfs is not None
-    }
-    return Remote(repository, info.sha or "", {name: sizes[name] for name in wanted}, hashes)
-
-
-def _wanted(names: Sequence[str]) -> list[str]:
-    """Of the files of a repository: settings, tokenizer, and one set of weights."""
-    top = [name for name in names if "/" not in name]
-    wanted = [name for name in top if name.endswith(_SETTINGS)]
-    # Modules of sentence-transformers: 1_Pooling/config.json, 2_Dense/model.safetensors.
-    wanted += [
-        name
-        for name in names
-        if name.count("/") == 1 and name[0].isdigit() and name.endswith((".json", SAFE))
-    ]
-    for suffix, standard in ((SAFE, "model"), (".bin", "pytorch_model")):
-        weights = [name for name in top if name.endswith(suffix)]
-        shards = [name for name in weights if name.startswith(f"{standard}-")]
-        chosen = [f"{standard}{suffix}"] if f"{standard}{suffix}" in weights else shards or weights
-        chosen = [name for name in chosen if not name.startswith(_NOT_WEIGHTS)]
-        if chosen:
-            return sorted({*wanted, *chosen})
-    return sorted({*wanted, *(name for name in top if name.endswith(PICKLES))})
-
-
-def _not_here(repository: str, revision: str, why: str, option: str) -> str:
-    from huggingface_hub import constants
-
-    first = f"Pass {option} to fetch it, or" if option else "Where there is a network,"
-    return (
-        f"E401 {repository} (revision {revision}) is not here: looked in "
-        f"{constants.HF_HUB_CACHE}, and {why}. {first} place it by hand: `hf download "
-        f"{repository} --local-dir DIR` (config.json, model.safetensors and, for texts, "
-        "tokenizer.json with tokenizer_config.json), then pass --weights DIR. A cache elsewhere "
-        "is named by HF_HOME"
-    )
-
-
-def _not_fetched(repository: str, revision: str, problem: Exception) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    if isinstance(problem, GatedRepoError):
-        why = "its licence must be accepted on its page first, then `hf auth login`"
-    elif isinstance(problem, RepositoryNotFoundError):
-        why = "there is no such repository, or it is private"
-    elif isinstance(problem, RevisionNotFoundError):
-        why = "it has no such revision"
-    else:
-        why = f"{type(problem).__name__}: {_first_line(problem)}"
-    return (
-        f"E402 {repository} (revision {revision}) was not fetched from {constants.ENDPOINT}: "
-        f"{why}. Repeat when the network is there, or place it by hand and pass --weights DIR"
-    )
-
-
 def _seen(folder: Path) -> str:
     if not folder.is_dir():
         return ""
@@ -594,8 +470,3 @@ def _seen(folder: Path) -> str:
         if names
         else ". It is empty"
     )
-
-
-def _first_line(problem: BaseException) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(problem).__name__
