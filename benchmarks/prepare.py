@@ -241,8 +241,9 @@ def measure(
 def show(results: list[Measured]) -> None:
     """Print the figures, with a tick or a cross where there is a bound."""
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("raw form", "interactions", "MiB", "kept", "seconds", "CPU s", "peak MiB"):
-        table.add_column(heading, justify="left" if heading == "raw form" else "right")
+    for heading in ("raw form", "rows", "MiB", "kept", "seconds", "CPU s", "peak MiB"):
+        justify: Any = "left" if heading == "raw form" else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
     for one in results:
         table.add_row(
             one.work,

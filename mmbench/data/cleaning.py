@@ -294,7 +294,7 @@ def parse_count(text: str) -> int:
     return count
 
 
-def _index(codes: NDArray[np.int64], names: pl.Series) -> tuple[NDArray[np.int64], list[str]]:
+def _index(codes: NDArray[np.int64], names: pl.Series) -> tuple[NDArray[np.int32], list[str]]:
     """Index of each code that is left (`codes`) of all in `names`, and the ids in index order.
 
     Ids that are all plain decimal integers are numbered in numeric order, others in byte order.
@@ -303,7 +303,7 @@ def _index(codes: NDArray[np.int64], names: pl.Series) -> tuple[NDArray[np.int64
     if left.str.contains(r"^(0|[1-9][0-9]{0,17})$").all():
         order = np.argsort(left.cast(pl.Int64).to_numpy(), kind="stable")
         codes, left = codes[order], left.gather(order)
-    index = np.full(len(names), -1)
+    index = np.full(len(names), -1, dtype=np.int32)
     index[codes] = np.arange(codes.size)
     return index, left.to_list()
 
@@ -323,9 +323,9 @@ def _index_and_order(
     if positional_items is None:
         of_item, item_ids = _index(rows.items(), rows.item_names)
     else:
-        of_item = rows.item_names.cast(pl.Int64).to_numpy()
+        of_item = rows.item_names.cast(pl.Int32).to_numpy()
         item_ids = list(item_names or map(str, range(positional_items)))
-    user, item = of_user[rows.user].astype(np.int32), of_item[rows.item].astype(np.int32)
+    user, item = of_user[rows.user], of_item[rows.item]
     time = rows.timestamp if rows.timestamp is not None else np.full(user.size, -1)
     order = order_in_groups(user, time)  # stable: equal times stay in the order of the source
     if ties != "source":
