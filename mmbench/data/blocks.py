@@ -185,6 +185,8 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
     refuse_web_page(path, head)
     if head.startswith(_UTF_16):
         raise DataError(f"E111 {path} is UTF-16 text, not UTF-8; save the file as UTF-8")
+    if head[257:262] == b"ustar":
+        raise DataError(f"E106 {path} is a tar archive, not a text file; unpack it")
     for sign, (kind, cure) in _OTHER_KINDS.items():
         if head.startswith(sign):
             raise DataError(f"E106 {path} is {kind}, not a text file; {cure}")

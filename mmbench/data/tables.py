@@ -75,22 +75,25 @@ class _LineCount:
 
     def __init__(self, first: int) -> None:
         self.first, self.n_rows, self.shift = first, 0, 0
-        self.rows: list[int] = []
-        self.shifts: list[int] = []
+        self.rows: list[NDArray[np.int64]] = []
+        self.shifts: list[NDArray[np.int64]] = []
 
     def add(self, lines: NDArray[np.int64]) -> Lines:
         """Append rows; the lines of these rows alone."""
         shifts = lines - np.arange(self.first + self.n_rows, self.first + self.n_rows + lines.size)
         changes = np.flatnonzero(np.diff(shifts, prepend=self.shift))
-        self.rows += (changes + self.n_rows).tolist()
-        self.shifts += shifts[changes].tolist()
+        self.rows.append(changes + self.n_rows)
+        self.shifts.append(shifts[changes])
         self.n_rows += lines.size
         self.shift = int(shifts[-1])
         return Lines(int(lines[0]), changes, shifts[changes] - shifts[0])
 
     def all(self) -> Lines:
         """The lines of all rows so far."""
-        return Lines(self.first, np.array(self.rows, np.int64), np.array(self.shifts, np.int64))
+        none = np.zeros(0, dtype=np.int64)
+        return Lines(
+            self.first, np.concatenate([none, *self.rows]), np.concatenate([none, *self.shifts])
+        )
 
 
 def read_delimited(

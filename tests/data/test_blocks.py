@@ -88,6 +88,7 @@ def test_a_truncated_gzip_file_tells_how_far_it_goes(put):
         (b"<HTML>404", "t.json.gz", r"E106 .*a web page"),
         (gzip.compress(b"<html>"), "t.gz", r"E106 .*a web page"),
         (b"PK\x03\x04abc", "t.csv", r"E106 .*is a zip archive, not a text file; unpack it"),
+        (gzip.compress(b"a" * 257 + b"ustar\x0000"), "t.csv.gz", r"E106 .*is a tar archive"),
         (b"PAR1abc", "t.csv", r"E106 .*is a Parquet file.*suffix \.parquet"),
         ("a,b\n".encode("utf-16"), "t.csv", r"E111 .*is UTF-16 text, not UTF-8"),
         (b"", "t", r"E113 .*is empty; mend it"),

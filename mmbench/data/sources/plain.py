@@ -57,7 +57,7 @@ class PlainTables(Source):
 
     title = "tables: interactions.csv|tsv|parquet, items.*, images/, features/"
     layout = True
-    expects = "interactions.csv, .tsv or .parquet with columns user_id and item_id"
+    expects = "interactions.csv, .tsv (or .gz of them) or .parquet with columns user_id and item_id"
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
