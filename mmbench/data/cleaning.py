@@ -136,7 +136,7 @@ def clean(
             "label; give all of them one or none"
         )
     rows = CodedRows(
-        user, item, users, items, np.arange(raw.height), None,
+        user, item, users, items, np.arange(raw.height, dtype=np.int64), None,
         read_ratings(raw["rating"]), raw["split"].to_numpy() if labelled else None,
     )  # fmt: skip
     del user, item  # `rows` alone holds the columns, so that dropped rows free their memory
@@ -326,7 +326,7 @@ def _index_and_order(
         of_item = rows.item_names.cast(pl.Int32).to_numpy()
         item_ids = list(item_names or map(str, range(positional_items)))
     user, item = of_user[rows.user], of_item[rows.item]
-    time = rows.timestamp if rows.timestamp is not None else np.full(user.size, -1)
+    time = rows.timestamp if rows.timestamp is not None else np.full(user.size, -1, dtype=np.int64)
     order = order_in_groups(user, time)  # stable: equal times stay in the order of the source
     if ties != "source":
         ordered_user, ordered_time = user[order], time[order]
