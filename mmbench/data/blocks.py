@@ -174,7 +174,8 @@ def refuse_web_page(path: Path, head: bytes) -> None:
         DataError: E106.
     """
     start = head.removeprefix(_BYTE_ORDER_MARK).lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
+    # Comments and an XML declaration may stand before what makes it a page.
+    if start.startswith(b"<") and (b"<!doctype html" in start or b"<html" in start):
         raise DataError(
             f"E106 {path} is a web page, perhaps a login or an error page, not the file; "
             "download it again"

@@ -86,6 +86,7 @@ def test_a_truncated_gzip_file_tells_how_far_it_goes(put):
             r"E106 .*a web page, perhaps a login",
         ),
         (b"<HTML>404", "t.json.gz", r"E106 .*a web page"),
+        (b"<?xml version='1.0'?>\n<!-- x --><html xmlns=''>", "t.csv", r"E106 .*a web page"),
         (gzip.compress(b"<html>"), "t.gz", r"E106 .*a web page"),
         (b"PK\x03\x04abc", "t.csv", r"E106 .*is a zip archive, not a text file; unpack it"),
         (gzip.compress(b"a" * 257 + b"ustar\x0000"), "t.csv.gz", r"E106 .*is a tar archive"),
