@@ -129,8 +129,13 @@ def _look(folder: Path, formats: dict[str, type[Source]], known: Known | None) -
     if known is not None and known.source.recognises(folder):
         fitting = [known.format]
     else:
+        # Under a known name, the raw form of another known dataset would be a mix-up.
         fitting = [
-            n for n, source in formats.items() if source.needs_source and source.recognises(folder)
+            name
+            for name, source in formats.items()
+            if source.needs_source
+            and (known is None or source.layout)
+            and source.recognises(folder)
         ]
     card = known.card if known is not None else None
     if len(fitting) > 1:

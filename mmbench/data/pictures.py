@@ -57,16 +57,15 @@ def check_paths(paths: Mapping[str, str]) -> None:
 
 def check_pictures(paths: Sequence[Path | None]) -> list[Picture]:
     """Decode each picture once, in threads; None counts as missing."""
-
-    def check(path: Path | None) -> Picture:
-        return Picture("missing") if path is None else check_picture(path)
-
+    there = [path for path in paths if path is not None]
     # Pillow warns of odd metadata; entered once here because threads share the filters.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Decoding releases the interpreter lock, so threads do run side by side.
         with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 1)) as pool:
-            return list(pool.map(check, paths, chunksize=16))
+            checked = pool.map(check_picture, there, chunksize=16)
+            missing = Picture("missing")
+            return [missing if path is None else next(checked) for path in paths]
 
 
 def check_picture(path: Path) -> Picture:
