@@ -185,16 +185,33 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: E403 it is missing; E404 it is not a JSON object.
     """
+    content = _json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"E404 {path} is broken (no JSON object); fetch it again")
+    return content
+
+
+def read_list(path: Path) -> list[Any]:
+    """A JSON list.
+
+    Raises:
+        DataError: E403 it is missing; E404 it is not a JSON list.
+    """
+    content = _json(path)
+    if not isinstance(content, list):
+        raise DataError(f"E404 {path} is broken (no JSON list); fetch it again")
+    return content
+
+
+def _json(path: Path) -> object:
     try:
         if path.stat().st_size > _MAX_JSON:
             raise ValueError("it is too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"E403 {path.parent} holds no {path.name}{_seen(path.parent)}") from None
     except (OSError, ValueError, RecursionError) as problem:
         raise DataError(f"E404 {path} is broken ({problem}); fetch it again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"E404 {path} is broken (no JSON object); fetch it again")
     return content
 
 
