@@ -178,15 +178,22 @@ class Preprocessing:
 
     def _crop_resized(self, picture: Image.Image, width: int, height: int) -> Image.Image:
         """The crop of a resized picture, without making the rest of it."""
-        left, top = self._corner(width), self._corner(height)
-        across, down = picture.width / width, picture.height / height
-        box = (
-            left * across,
-            top * down,
-            min((left + self.size) * across, picture.width),
-            min((top + self.size) * down, picture.height),
-        )
-        return picture.resize((self.size, self.size), _FILTERS[self.interpolation], box=box)
+        left, right, near, far = self._window(picture.width, width)
+        top, bottom, above, below = self._window(picture.height, height)
+        # Cut with a margin as wide as any filter, so that Pillow's box is near the origin: with
+        # one far inside a large picture, Pillow 13 leaves the neighbours outside the box out.
+        part = picture.crop((left, top, right, bottom))
+        side = (self.size, self.size)
+        return part.resize(side, _FILTERS[self.interpolation], box=(near, above, far, below))
+
+    def _window(self, whole: int, resized: int) -> tuple[int, int, float, float]:
+        """Of one axis: the source pixels that the crop needs, and where in them it lies."""
+        scale = whole / resized
+        first = self._corner(resized) * scale
+        margin = math.ceil(3 * max(1.0, scale)) + 1
+        start = max(0, math.floor(first) - margin)
+        end = min(whole, math.ceil(first + self.size * scale) + margin)
+        return start, end, first - start, min(first + self.size * scale - start, end - start)
 
 
 def from_timm(config: Mapping[str, Any]) -> Preprocessing:
