@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mmbench.data.source import RawDataset, RawFeatures, Source, register_dataset
+from mmbench.data.source import RawDataset, Source, register_dataset
+from mmbench.data.sources.positional import find_features
 from mmbench.data.tables import (
     index_column,
     need_columns,
@@ -26,17 +27,6 @@ from mmbench.data.tables import (
 )
 from mmbench.errors import DataError
 
-_MODALITIES = {
-    "image": "visual",
-    "visual": "visual",
-    "v": "visual",
-    "text": "textual",
-    "textual": "textual",
-    "t": "textual",
-    "audio": "acoustic",
-    "acoustic": "acoustic",
-    "a": "acoustic",
-}
 _FIRST_LINE = 2  # line 1 is the header
 
 
@@ -98,8 +88,8 @@ class MMRecFolder(Source):
                 "split": label.cast(pl.Int8),
             }
         )
-        features = _find_features(source)
-        files = [path, *(feature.path for feature in features)]
+        files = [path]
+        features = find_features(source, scratch, files)
         item_ids = _read_mapping(source / "i_id_mapping.csv", "itemID", files)
         user_ids = _read_mapping(source / "u_id_mapping.csv", "userID", files)
         for name, ids, index in (("item", item_ids, item), ("user", user_ids, user)):
@@ -128,25 +118,6 @@ def _find_interactions(source: Path) -> Path:
         names = ", ".join(path.name for path in found)
         raise DataError(f"E103 {source} holds {names}; keep one, or name one {source.name}.inter")
     return named[0] if named else found[0]
-
-
-def _find_features(source: Path) -> tuple[RawFeatures, ...]:
-    features: list[RawFeatures] = []
-    for path in sorted(source.glob("*_feat.npy")):
-        prefix = path.name.removesuffix("_feat.npy")
-        modality = _MODALITIES.get(prefix.lower())
-        if modality is None:
-            raise DataError(
-                f"E118 {path}: no modality is called '{prefix}'; rename the file to "
-                "image_feat.npy, text_feat.npy or audio_feat.npy, or remove it"
-            )
-        taken = [feature.path.name for feature in features if feature.modality == modality]
-        if taken:
-            raise DataError(
-                f"E118 {path}: {taken[0]} has {modality} features already; keep one of the two"
-            )
-        features.append(RawFeatures(path, modality, "imported"))
-    return tuple(features)
 
 
 def _read_mapping(path: Path, column: str, files: list[Path]) -> tuple[str, ...] | None:
