@@ -109,10 +109,9 @@ class HuggingFace(TransformerText):
             self._sentences = read_sentences(folder)
         self.normalise = self._sentences.normalise  # type: ignore[misc]
         self._take(architecture)
-        if self.module.config.is_encoder_decoder and hasattr(self.module, "get_encoder"):
-            self.module = self.module.get_encoder()
-        if not hasattr(self.module, "config"):
-            raise DataError(f"E407 {self.weights.name} has no encoder that can be used alone")
+        model: Any = self.module
+        if model.config.is_encoder_decoder:
+            self.module = model.get_encoder()
         self._try_out()
 
     def _default_limit(self) -> int:
@@ -237,7 +236,7 @@ def _architecture(config: Mapping[str, Any], name: str) -> tuple[Any, bool]:
     from transformers.models.auto import modeling_auto as auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise DataError(f"E407 {name}: transformers knows no model type {kind!r}")
     if "vision_config" in config or "audio_config" in config:

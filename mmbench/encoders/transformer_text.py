@@ -109,20 +109,21 @@ class TransformerText(NeuralEncoder):
     def _take(self, architecture: Any) -> None:
         """Load the weights into a class of transformers, without the pooler where it has one."""
         has_pooler = "add_pooling_layer" in inspect.signature(architecture.__init__).parameters
-        settings = {"add_pooling_layer": False} if has_pooler else {}
-        self.module = load_transformer(architecture, self.weights, **settings)
-        rows = self.module.get_input_embeddings().num_embeddings
+        settings: dict[str, Any] = {"add_pooling_layer": False} if has_pooler else {}
+        model = load_transformer(architecture, self.weights, **settings)
+        rows = model.get_input_embeddings().num_embeddings
         if len(self.tokenizer) > rows:
             raise DataError(
                 f"E406 {self.weights.folder}: the tokenizer knows {len(self.tokenizer)} ids and "
                 f"the model {rows}; they are of two models"
             )
-        known = positions(self.module.config)
+        known = positions(model.config)
         asked = self.options.max_tokens
         if asked is not None and known is not None and asked > known:
             raise ConfigError(
                 f"max-tokens {asked} is more than the {known} positions of {self.weights.name}"
             )
+        self.module = model
         self.limit = min(asked or self._default_limit(), known or NO_LIMIT)
 
     def _default_limit(self) -> int:
