@@ -251,7 +251,7 @@ def check_file(path: Path) -> None:
 
             with safe_open(path, framework="pt") as tensors:
                 tensors.keys()
-        else:
+        elif head.startswith(b"PK"):
             _refuse_archive(path)
     except DataError:
         raise
@@ -319,7 +319,7 @@ def load_transformer(
             raise
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as problem:
             raise DataError(
-                f"E406 {weights.name} in {weights.folder} does not load as "
+                f"E406 the model in {weights.folder} does not load as "
                 f"{architecture.__name__}: {first_line(problem)}"
             ) from problem
         except ImportError as problem:
@@ -429,20 +429,23 @@ def unsafe_is_refused(path: Path) -> Iterator[None]:
     """Turn what `torch.load(weights_only=True)` raises for code in a pickle into one message."""
     try:
         yield
-    except pickle.UnpicklingError as problem:
-        if "weights_only" not in str(problem) and "WeightsUnpickler" not in str(problem):
-            raise DataError(f"E404 {path} is broken ({first_line(problem)})") from None
+    except DataError:
+        raise
+    except Exception as problem:
+        # An operand that is none is damage; a name that is not allowed is more than tensors.
+        if isinstance(problem, pickle.UnpicklingError) and "Unsupported operand" not in str(
+            problem
+        ):
+            raise DataError(
+                f"E405 {path} is a pickle that holds more than tensors; it could run code and is "
+                "not opened. Take the model's safetensors file"
+            ) from None
         raise DataError(
-            f"E405 {path} is a pickle that holds more than tensors; it could run code and is not "
-            "opened. Take the model's safetensors file"
+            f"E404 {path} is broken, or holds no tensors ({type(problem).__name__}); fetch it again"
         ) from None
-    except (EOFError, RuntimeError) as problem:
-        raise DataError(f"E404 {path} is broken ({first_line(problem)})") from None
 
 
 def _refuse_archive(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        return
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("constants.pkl") or "/code/" in f"/{name}" for name in names):
