@@ -431,7 +431,7 @@ def unsafe_is_refused(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except Exception as problem:
+    except Exception as problem:  # noqa: BLE001  the unpickler of torch raises all kinds
         # An operand that is none is damage; a name that is not allowed is more than tensors.
         if isinstance(problem, pickle.UnpicklingError) and "Unsupported operand" not in str(
             problem
