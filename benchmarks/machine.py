@@ -82,7 +82,7 @@ class Machine:
 
     def sparse_rate(self, operator: SymmetricOperator, columns: int) -> float:
         """FLOP/s of a sparse matrix times a dense one, the better of two kernels."""
-        matrix, dense = operator.matrix(), self.random(operator.size, columns)
+        matrix, dense = operator.matrix(), self.random(operator.shape[0], columns)
         time_s = min(
             self.best_time(lambda: torch.addmm(dense, matrix, dense, beta=0.0)),
             self.best_time(lambda: operator.multiply_add(dense, 1.0, dense, 0.0)),

@@ -115,8 +115,10 @@ class Recommender(nn.Module):
 
     The constructor sees training interactions and the given feature sets alone. A modality is
     dropped by not giving its feature set: the model is then the one without that branch.
-    Parameters are initialised in the constructor from torch's global generator, which the
-    engine has seeded; every other random draw uses the generator that the engine hands over.
+    Parameters are initialised in the constructor from torch's global generator, which the engine
+    has seeded. `training_step` and `on_epoch_start` draw from it too (dropout, dropped edges): its
+    state is stored with the run, so that training resumes to the same bits. `fit` and
+    `fit_epoch` use the generator that the engine hands over. Scoring draws nothing.
 
     A gradient model implements `training_step`; a closed-form one sets `fitting` to
     "closed-form" and implements `fit`; one with updates of its own sets it to "epochs" and

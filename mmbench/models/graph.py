@@ -6,6 +6,7 @@ Shapes: U users, I items, N = U + I nodes (users first), E training interactions
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,29 +18,37 @@ from torch import Tensor, nn
 
 from mmbench.models.base import Interactions
 
-BLOCK_ROWS = 512
-"""Rows of an item-by-item matrix that exist at once."""
 
+class SparseOperator(nn.Module):
+    """A constant sparse matrix G [R, C] that multiplies dense ones [C, D].
 
-class SymmetricOperator(nn.Module):
-    """A constant symmetric sparse matrix G [N, N] that multiplies dense ones [N, D].
-
-    It is rebuilt from the training interactions, so it moves with the module but is not
-    among the stored weights. Indices are int32, which halves what is read of them.
+    It is rebuilt from what the model is given, so it moves with the module but is not among the
+    stored weights. Indices are int32, which halves what is read of them. The backward pass
+    multiplies by the transpose, which is kept beside G.
     """
 
     pointers: Tensor
     columns: Tensor
     values: Tensor
 
-    def __init__(self, matrix: sp.csr_array) -> None:
+    def __init__(self, matrix: sp.csr_array, *, with_transpose: bool = True) -> None:
         super().__init__()
         matrix = sp.csr_array(matrix)
         matrix.sort_indices()
-        self.size = int(matrix.shape[0])
+        self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
         for name, array in (("pointers", matrix.indptr), ("columns", matrix.indices)):
             self.register_buffer(name, _tensor(array, np.int32), persistent=False)
         self.register_buffer("values", _tensor(matrix.data, np.float32), persistent=False)
+        self.other = self._transpose(matrix) if with_transpose else None
+
+    def _transpose(self, matrix: sp.csr_array) -> SparseOperator | None:
+        return SparseOperator(sp.csr_array(matrix.T), with_transpose=False)
+
+    @property
+    def transposed(self) -> SparseOperator:
+        """G', for the backward pass."""
+        assert self.other is not None
+        return self.other
 
     def matrix(self) -> Tensor:
         """G as a sparse CSR tensor that shares this module's memory."""
@@ -50,29 +59,50 @@ class SymmetricOperator(nn.Module):
                 self.pointers,
                 self.columns,
                 self.values,
-                size=(self.size, self.size),
+                size=self.shape,
                 check_invariants=False,
             )
 
     def forward(self, dense: Tensor) -> Tensor:
-        """The product G X, [N, D], with gradient to X."""
-        product: Tensor = _PowerSum.apply(self, dense, (0.0, 1.0))
+        """The product G X, [R, D], with gradient to X."""
+        product: Tensor = _Product.apply(self, dense)
+        return product
+
+    def powers(self, dense: Tensor, weights: Sequence[float]) -> Tensor:
+        """The sum w_0 X + w_1 G X + ... + w_L G^L X of a square G, [N, D], with gradient to X."""
+        product: Tensor = _PowerSum.apply(self, dense, tuple(weights))
         return product
 
     def mean_of_powers(self, dense: Tensor, n_layers: int) -> Tensor:
         """(X + G X + ... + G^L X) / (L + 1), [N, D], with gradient to X."""
-        weights = (1.0 / (n_layers + 1),) * (n_layers + 1)
-        product: Tensor = _PowerSum.apply(self, dense, weights)
-        return product
+        return self.powers(dense, (1.0 / (n_layers + 1),) * (n_layers + 1))
+
+    def sum_of_powers(self, dense: Tensor, n_layers: int) -> Tensor:
+        """X + G X + ... + G^L X, [N, D], with gradient to X."""
+        return self.powers(dense, (1.0,) * (n_layers + 1))
+
+    def last_power(self, dense: Tensor, n_layers: int) -> Tensor:
+        """G^L X, [N, D], with gradient to X."""
+        return self.powers(dense, (*(0.0,) * n_layers, 1.0))
+
+    def multiply(self, dense: Tensor) -> Tensor:
+        """The product G X, [R, D], without gradient."""
+        if dense.is_cuda:
+            return self.matrix() @ dense
+        return self._gathered_sum(dense, 1.0)
 
     def multiply_add(self, dense: Tensor, scale: float, addend: Tensor, weight: float) -> Tensor:
-        """The sum scale * G X + weight * Y, [N, D], without gradient."""
+        """The sum scale * G X + weight * Y, [R, D], without gradient."""
         if dense.is_cuda:
             # addmm and not `@`: the latter takes a path through torch that is slower.
             return torch.addmm(addend, self.matrix(), dense, beta=weight, alpha=scale)
+        product = self._gathered_sum(dense, scale)
+        return product.add_(addend, alpha=weight) if weight else product
+
+    def _gathered_sum(self, dense: Tensor, scale: float) -> Tensor:
         # A row of G X is a weighted sum of rows of X. As such a sum it is three times as fast
         # as the CSR product of MKL: the kernel fetches rows ahead, and the gathers are what waits.
-        product = F.embedding_bag(
+        return F.embedding_bag(
             self.columns,
             dense,
             self.pointers,
@@ -80,29 +110,61 @@ class SymmetricOperator(nn.Module):
             per_sample_weights=self.values if scale == 1.0 else self.values * scale,
             include_last_offset=True,
         )
-        return product.add_(addend, alpha=weight) if weight else product
+
+
+class SymmetricOperator(SparseOperator):
+    """A `SparseOperator` of a symmetric matrix, which is its own transpose."""
+
+    def _transpose(self, matrix: sp.csr_array) -> SparseOperator | None:
+        return None
+
+    @property
+    def transposed(self) -> SparseOperator:
+        """G itself."""
+        return self
+
+
+class _Product(torch.autograd.Function):
+    """G X; the gradient is G' times the one that comes in."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: SparseOperator, dense: Tensor) -> Tensor:
+        ctx.operator, ctx.dtype = operator, dense.dtype
+        # Autocast would lower the sparse product of a GPU, and its gradient would not fit G.
+        with torch.autocast(dense.device.type, enabled=False):
+            return operator.multiply(_full_precision(dense.detach()))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor]:
+        gradient = ctx.operator.transposed.multiply(gradients[0].contiguous())
+        return None, gradient.to(ctx.dtype)
 
 
 class _PowerSum(torch.autograd.Function):
     """w_0 X + w_1 G X + ... + w_L G^L X by Horner's rule: L products and no stored layer.
 
-    G is symmetric, so is this polynomial of it, and the backward pass is the same function
-    of the gradient.
+    The backward pass is the same polynomial of G' at the gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, operator: SymmetricOperator, dense: Tensor, weights: tuple[float, ...]
+        ctx: Any, operator: SparseOperator, dense: Tensor, weights: tuple[float, ...]
     ) -> Tensor:
-        ctx.operator, ctx.weights = operator, weights
-        return _horner(operator, dense.detach(), weights)
+        ctx.operator, ctx.weights, ctx.dtype = operator, weights, dense.dtype
+        return _horner(operator, _full_precision(dense.detach()), weights)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None]:
-        return None, _horner(ctx.operator, gradients[0].contiguous(), ctx.weights), None
+        gradient = _horner(ctx.operator.transposed, gradients[0].contiguous(), ctx.weights)
+        return None, gradient.to(ctx.dtype), None
 
 
-def _horner(operator: SymmetricOperator, dense: Tensor, weights: tuple[float, ...]) -> Tensor:
+def _full_precision(dense: Tensor) -> Tensor:
+    """Half precision, as autocast hands it over, as float32; anything else as it is."""
+    return dense.float() if dense.dtype in (torch.bfloat16, torch.float16) else dense
+
+
+def _horner(operator: SparseOperator, dense: Tensor, weights: tuple[float, ...]) -> Tensor:
     if len(weights) == 1:
         return dense * weights[0]
     # Autocast would lower the sparse product of a GPU, and its gradient would not fit G.
@@ -113,57 +175,145 @@ def _horner(operator: SymmetricOperator, dense: Tensor, weights: tuple[float, ..
     return total
 
 
+class EdgeGraph(nn.Module):
+    """The directed edges of a graph over n nodes whose weights are computed in each step.
+
+    Edges are sorted by receiver. `receivers` and `senders` are int64 [E'].
+    """
+
+    receivers: Tensor
+    senders: Tensor
+    pointers: Tensor
+
+    def __init__(self, receivers: Tensor, senders: Tensor, n_nodes: int) -> None:
+        super().__init__()
+        order = torch.argsort(receivers * n_nodes + senders)
+        self.n_nodes = n_nodes
+        self.register_buffer("receivers", receivers[order], persistent=False)
+        self.register_buffer("senders", senders[order], persistent=False)
+        counts = torch.bincount(receivers, minlength=n_nodes)
+        self.register_buffer("pointers", F.pad(counts.cumsum(0), (1, 0)), persistent=False)
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """Softmax of edge logits [E'] or [E', M] over the edges of each receiver."""
+        shape = (self.n_nodes, *logits.shape[1:])
+        index = self.receivers.view(-1, *(1,) * (logits.dim() - 1)).expand_as(logits)
+        # The largest of each receiver is a constant of the result, so it needs no gradient.
+        largest = logits.detach().new_full(shape, -torch.inf)
+        largest = largest.scatter_reduce(0, index, logits.detach(), "amax")
+        shifted = (logits - largest[self.receivers]).exp()
+        total = logits.new_zeros(shape).index_add(0, self.receivers, shifted)
+        return shifted / total[self.receivers].clamp_min(1e-30)
+
+    def forward(self, weights: Tensor, dense: Tensor) -> Tensor:
+        """The sums over senders of w_e x_sender, [n, D], with gradient to both.
+
+        Args:
+            weights: of the edges, [E'].
+            dense: rows of the nodes, [n, D].
+        """
+        summed: Tensor = _WeightedSum.apply(self, weights, dense)
+        return summed
+
+
+class _WeightedSum(torch.autograd.Function):
+    """Y_r = sum over edges e of r: w_e X_(s_e); nothing of size E' x D is kept for later."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: EdgeGraph, weights: Tensor, dense: Tensor) -> Tensor:
+        ctx.graph = graph
+        ctx.save_for_backward(weights, dense)
+        with torch.autocast(dense.device.type, enabled=False):
+            return F.embedding_bag(
+                graph.senders,
+                _full_precision(dense.detach()),
+                graph.pointers,
+                mode="sum",
+                per_sample_weights=_full_precision(weights.detach()),
+                include_last_offset=True,
+            )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, Tensor]:
+        graph, (weights, dense) = ctx.graph, ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        received = gradient.index_select(0, graph.receivers)  # [E', D]
+        of_weights = (received * dense.index_select(0, graph.senders)).sum(dim=1)
+        of_dense = torch.zeros_like(gradient)
+        of_dense.index_add_(0, graph.senders, received.mul_(weights[:, None]))
+        return None, of_weights.to(weights.dtype), of_dense.to(dense.dtype)
+
+
+def bipartite(matrix: sp.csr_array) -> sp.csr_array:
+    """The adjacency [[0, R], [R', 0]] of a user-item matrix R [U, I], [N, N]."""
+    blocks: list[list[Any]] = [[None, matrix], [matrix.T, None]]
+    return sp.csr_array(sp.block_array(blocks))
+
+
+def normalised_matrix(train: Interactions) -> sp.csr_array:
+    """The block D_u^-1/2 R D_i^-1/2 of S, [U, I]."""
+    matrix = train.matrix
+    scale_users = inverse_root(np.asarray(matrix.sum(axis=1)).ravel())
+    scale_items = inverse_root(np.asarray(matrix.sum(axis=0)).ravel())
+    return sp.csr_array(sp.diags_array(scale_users) @ matrix @ sp.diags_array(scale_items))
+
+
 def normalised_adjacency(train: Interactions) -> SymmetricOperator:
     """S = D^-1/2 A D^-1/2 of the user-item graph, without self loops.
 
     A user or an item without interactions has a row of zeros.
     """
-    matrix = train.matrix
+    return SymmetricOperator(bipartite(normalised_matrix(train)))
+
+
+def mean_adjacency(train: Interactions, *, self_loops: bool) -> SparseOperator:
+    """The mean over neighbours: D^-1 A, or with self loops (D + I)^-1 (A + I).
+
+    Without self loops a node without interactions has a row of zeros.
+    """
+    adjacency = bipartite(train.matrix)
+    if self_loops:
+        adjacency = sp.csr_array(adjacency + sp.eye_array(adjacency.shape[0]))
+    degrees = np.asarray(adjacency.sum(axis=1)).ravel()
+    scale = np.divide(1.0, degrees, out=np.zeros(len(degrees)), where=degrees > 0)
+    return SparseOperator(sp.csr_array(sp.diags_array(scale) @ adjacency))
+
+
+def powered_adjacency(train: Interactions, a: float, b: float) -> SparseOperator:
+    """H(a, b) = (D + I)^-a (A + I) (D + I)^-b: a for the receiving node, b for the sending one."""
+    adjacency = bipartite(train.matrix)
+    adjacency = sp.csr_array(adjacency + sp.eye_array(adjacency.shape[0]))
+    degrees = np.asarray(adjacency.sum(axis=1)).ravel()
+    return SparseOperator(
+        sp.csr_array(sp.diags_array(degrees**-a) @ adjacency @ sp.diags_array(degrees**-b))
+    )
+
+
+def adjacency_of_edges(
+    users: Tensor, items: Tensor, n_users: int, n_items: int
+) -> SymmetricOperator:
+    """S of a graph of some edges, degrees counted on them alone; for graphs drawn in training.
+
+    Args:
+        users, items: user and item of each kept edge, int64 [E'].
+    """
+    rows, columns = users.cpu().numpy(), items.cpu().numpy()
+    ones = np.ones(len(rows), dtype=np.float32)
+    matrix = sp.csr_array((ones, (rows, columns)), shape=(n_users, n_items))
     scale_users = inverse_root(np.asarray(matrix.sum(axis=1)).ravel())
     scale_items = inverse_root(np.asarray(matrix.sum(axis=0)).ravel())
-    block = sp.diags_array(scale_users) @ matrix @ sp.diags_array(scale_items)
-    return SymmetricOperator(sp.csr_array(sp.block_array([[None, block], [block.T, None]])))
+    block = sp.csr_array(sp.diags_array(scale_users) @ matrix @ sp.diags_array(scale_items))
+    return SymmetricOperator(bipartite(block)).to(users.device)
 
 
-def item_neighbours(
-    features: Tensor, k: int, *, shrinkage: float = 0.0, include_self: bool = True
-) -> tuple[Tensor, Tensor]:
-    """The k items with the most similar features, for every item.
+def weighted_subset(weights: Tensor, n: int) -> Tensor:
+    """Indices of n of the E entries, drawn without replacement by weight, int64 [n].
 
-    s_ij = f_i . f_j / (|f_i| |f_j| + shrinkage), and 0 where a row is all zeros. The item
-    itself counts as one of the k unless `include_self` is false. Among equals the lowest index
-    wins. Blocks of `BLOCK_ROWS` rows are compared with all at once.
-
-    Returns:
-        indices int64 [I, k], ascending in each row, and similarities float32 [I, k]; k is at
-        most the number of items there are to choose from.
+    The n smallest of Exp(1) / w have the distribution of successive draws (Efraimidis and
+    Spirakis 2006), for any number of entries; torch's own draw stops at 2^24.
     """
-    n_items = len(features)
-    k = min(k, n_items if include_self else n_items - 1)
-    norms = torch.linalg.vector_norm(features, dim=1)
-    indices = torch.empty(n_items, k, dtype=torch.int64, device=features.device)
-    values = torch.empty(n_items, k, dtype=features.dtype, device=features.device)
-    for start in range(0, n_items, BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, n_items))
-        scale = torch.outer(norms[rows], norms) + shrinkage
-        block = (features[rows] @ features.T) / scale.clamp_min(1e-12)
-        if not include_self:
-            block.diagonal(start).fill_(-torch.inf)
-        indices[rows] = largest_columns(block, k)
-        values[rows] = block.gather(1, indices[rows])
-    return indices, values
-
-
-def largest_columns(block: Tensor, k: int) -> Tensor:
-    """Columns of the k largest values of each row, int64 [B, k], ascending.
-
-    Among equals the lowest columns win, which `torch.topk` does not promise.
-    """
-    smallest = block.topk(k, dim=1).values[:, -1:]
-    above, equal = block > smallest, block == smallest
-    room = k - above.sum(dim=1, keepdim=True)
-    keep = above | (equal & (equal.cumsum(dim=1) <= room))
-    return keep.nonzero()[:, 1].view(len(block), k)
+    race = torch.empty_like(weights).exponential_() / weights
+    return race.topk(n, largest=False).indices
 
 
 def inverse_root(degrees: NDArray[Any]) -> NDArray[np.float64]:

@@ -36,7 +36,7 @@ from mmbench.models.base import (
     Recommender,
     register_model,
 )
-from mmbench.models.graph import item_neighbours
+from mmbench.models.item_graphs import item_neighbours
 from mmbench.models.neighbours import SparseTable, product_rows
 
 BLOCK_USERS = 1024

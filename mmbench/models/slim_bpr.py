@@ -38,7 +38,7 @@ from mmbench.models.base import (
     Recommender,
     register_model,
 )
-from mmbench.models.graph import BLOCK_ROWS, largest_columns
+from mmbench.models.item_graphs import BLOCK_ROWS, largest_columns
 from mmbench.models.neighbours import product_rows
 
 

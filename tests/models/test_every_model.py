@@ -15,7 +15,7 @@ from mmbench.modality import MODALITIES
 from mmbench.models.base import MODELS, Batch
 
 NAMES = MODELS.names()
-SHARED = {"__init__", "base", "graph", "losses", "neighbours"}
+SHARED = {"__init__", "base", "fusion", "graph", "item_graphs", "losses", "neighbours"}
 SETTINGS = {
     "slim-bpr": {"learning_rate": 0.1, "batch_size": 8},
     "vbpr": {"visual_bias": True},

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from mmbench.models.base import Interactions
-from mmbench.models.graph import item_neighbours, largest_columns, normalised_adjacency
+from mmbench.models.graph import normalised_adjacency
+from mmbench.models.item_graphs import item_neighbours, largest_columns
 
 
 def dense_adjacency(matrix: np.ndarray) -> np.ndarray:
@@ -122,7 +123,7 @@ def test_a_row_of_zeros_is_similar_to_nothing_and_never_nan():
 def test_item_neighbours_do_not_depend_on_the_block(monkeypatch):
     features = torch.randn(23, 4, generator=torch.Generator().manual_seed(0))
     whole = item_neighbours(features, 5, include_self=False)
-    monkeypatch.setattr("mmbench.models.graph.BLOCK_ROWS", 4)
+    monkeypatch.setattr("mmbench.models.item_graphs.BLOCK_ROWS", 4)
     parts = item_neighbours(features, 5, include_self=False)
     assert torch.equal(whole[0], parts[0])
     torch.testing.assert_close(whole[1], parts[1])

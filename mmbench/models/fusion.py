@@ -1,0 +1,38 @@
+"""Ways in which papers join the views that modalities give of a node.
+
+Shapes: N rows, D columns, M views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class QueryAttention(nn.Module):
+    """A weight for each view of each row: softmax over views of q' tanh(W x + b).
+
+    MICRO (arXiv 2111.00678) and MGCN (arXiv 2308.03588) share it; one query serves all views.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, width)  # W, b
+        self.query = nn.Linear(width, 1, bias=False)  # q
+
+    def forward(self, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the views [N, D], and the weights [N, M]."""
+        stacked = torch.stack(list(views), dim=1)  # [N, M, D]
+        weights = self.query(torch.tanh(self.hidden(stacked))).softmax(dim=1)  # [N, M, 1]
+        return (weights * stacked).sum(dim=1), weights.squeeze(2)
+
+
+def split_columns(joined: Tensor, n_views: int) -> tuple[Tensor, ...]:
+    """The views [N, D] that stand side by side in `joined` [N, M D].
+
+    Views that go over one graph with the same depth go as one matrix: one sparse product reads
+    the graph once, and the result is the same.
+    """
+    return joined.chunk(n_views, dim=1)

@@ -1,0 +1,155 @@
+"""Graphs of items that resemble each other: who is near whom, and how much that weighs.
+
+Shapes: I items, F columns of features, k neighbours. Nothing of size I x I exists: rows are
+compared in blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmbench.errors import ConfigError
+from mmbench.models.base import ItemFeatures
+
+BLOCK_ROWS = 512
+"""Rows of an item-by-item matrix that exist at once."""
+_KEPT = 16
+"""How many neighbour lists of raw features are kept for later models of this process."""
+_neighbours: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+
+
+def item_neighbours(
+    features: Tensor, k: int, *, shrinkage: float = 0.0, include_self: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The k items with the most similar features, for every item.
+
+    s_ij = f_i . f_j / (|f_i| |f_j| + shrinkage), and 0 where a row is all zeros. The item
+    itself counts as one of the k unless `include_self` is false. Among equals the lowest index
+    wins. Blocks of `BLOCK_ROWS` rows are compared with all at once.
+
+    Returns:
+        indices int64 [I, k], ascending in each row, and similarities float32 [I, k]; k is at
+        most the number of items there are to choose from.
+    """
+    n_items = len(features)
+    k = min(k, n_items if include_self else n_items - 1)
+    norms = torch.linalg.vector_norm(features, dim=1)
+    indices = torch.empty(n_items, k, dtype=torch.int64, device=features.device)
+    values = torch.empty(n_items, k, dtype=features.dtype, device=features.device)
+    for start in range(0, n_items, BLOCK_ROWS):
+        rows = slice(start, min(start + BLOCK_ROWS, n_items))
+        scale = torch.outer(norms[rows], norms) + shrinkage
+        block = (features[rows] @ features.T) / scale.clamp_min(1e-12)
+        if not include_self:
+            block.diagonal(start).fill_(-torch.inf)
+        indices[rows] = largest_columns(block, k)
+        values[rows] = block.gather(1, indices[rows])
+    return indices, values
+
+
+def largest_columns(block: Tensor, k: int) -> Tensor:
+    """Columns of the k largest values of each row, int64 [B, k], ascending.
+
+    Among equals the lowest columns win, which `torch.topk` does not promise.
+    """
+    smallest = block.topk(k, dim=1).values[:, -1:]
+    above, equal = block > smallest, block == smallest
+    room = k - above.sum(dim=1, keepdim=True)
+    keep = above | (equal & (equal.cumsum(dim=1) <= room))
+    return keep.nonzero()[:, 1].view(len(block), k)
+
+
+def raw_neighbours(features: ItemFeatures, k: int) -> tuple[Tensor, Tensor]:
+    """`item_neighbours` of a feature set by cosine, the item itself included.
+
+    Kept for later models of this process by the content of the features, never by their name, so
+    that the seeds and grid points of a recipe do not compute the same again.
+
+    Raises:
+        ConfigError: fewer than two distinct rows, so that nothing is nearer than anything else.
+    """
+    content = features.matrix.detach().cpu().float().contiguous()
+    digest = hashlib.blake2b(content.numpy().data.cast("B"), digest_size=16).hexdigest()
+    key = f"{digest} {tuple(content.shape)} {k}"
+    if key not in _neighbours:
+        if len(content) > 1 and bool((content == content[0]).all()):
+            raise ConfigError(
+                f"features {features.name}: all rows are equal, so no item has nearest ones; "
+                "leave this feature set out"
+            )
+        _neighbours[key] = item_neighbours(content, k)
+        while len(_neighbours) > _KEPT:
+            _neighbours.popitem(last=False)
+    _neighbours.move_to_end(key)
+    return _neighbours[key]
+
+
+def knn_graph(
+    features: ItemFeatures, k: int, weights: Literal["cosine", "uniform"]
+) -> sp.csr_array:
+    """The graph of the k nearest items, itself included, normalised; [I, I], rows receive.
+
+    "cosine" (KNN-w): W_ij = cos(x_i, x_j) for the k kept, delta_i = max(0, sum_j W_ij), result
+    delta_i^-1/2 W_ij delta_j^-1/2 with the *row* sums on both sides, 0 where a sum is 0.
+    "uniform" (KNN-1): every kept edge has the weight 1 / k.
+    """
+    indices, similarities = raw_neighbours(features, k)
+    n_items, width = indices.shape
+    receivers = np.repeat(np.arange(n_items), width)
+    columns = indices.numpy().ravel()
+    if weights == "uniform":
+        values = np.full(len(columns), 1.0 / width, dtype=np.float32)
+    else:
+        values = normalised_similarities(indices, similarities).numpy().ravel()
+    return sp.csr_array((values, (receivers, columns)), shape=(n_items, n_items))
+
+
+def normalised_similarities(indices: Tensor, similarities: Tensor) -> Tensor:
+    """delta_i^-1/2 W_ij delta_j^-1/2 of kept similarities [I, k]; differentiable in them."""
+    sums = similarities.sum(dim=1)
+    positive = sums > 0
+    # Not sums.clamp(0) ** -0.5: its gradient at 0 is infinite, and infinity times 0 is NaN.
+    scale = torch.where(positive, torch.where(positive, sums, 1.0).rsqrt(), 0.0)
+    return scale[:, None] * similarities * scale[indices]
+
+
+def cosine_of_pairs(features: Tensor, indices: Tensor) -> Tensor:
+    """cos(f_i, f_j) for given pairs, [I, k], with gradient; j = indices[i, :]."""
+    unit = F.normalize(features, dim=1, eps=1e-12)
+    blocks = [
+        torch.einsum("bd,bkd->bk", unit[start : start + BLOCK_ROWS], unit[chosen])
+        for start in range(0, len(unit), BLOCK_ROWS)
+        for chosen in [indices[start : start + BLOCK_ROWS]]
+    ]
+    return torch.cat(blocks)
+
+
+def mix_graphs(graphs: Mapping[str, sp.csr_array], weights: Mapping[str, float]) -> sp.csr_array:
+    """sum_m w_m G_m; shared edges are summed."""
+    names = list(graphs)
+    total = weights[names[0]] * graphs[names[0]]
+    for name in names[1:]:
+        total = total + weights[name] * graphs[name]
+    return sp.csr_array(total)
+
+
+def mixing_weights(modalities: Sequence[str], visual: float) -> dict[str, float]:
+    """Weights of modalities that sum to 1: `visual` for it, the rest shared equally.
+
+    A single modality has weight 1; without a visual one all share equally.
+    """
+    others = [name for name in modalities if name != "visual"]
+    if "visual" not in modalities or not others:
+        return {name: 1.0 / len(modalities) for name in modalities}
+    return {
+        name: visual if name == "visual" else (1.0 - visual) / len(others) for name in modalities
+    }
