@@ -3,7 +3,9 @@
     <dataset>/features/<modality>__<encoder>/
         matrix.npy     float32 or float16 [n_items, dim], in item order
         mask.npy       bool [n_items], false where the item lacks the modality (its row is zero)
-        feature.json   encoder settings, hashes, the dataset's fingerprint
+        tokens.npy, token_mask.npy   where token vectors were asked for: see `token_features`
+        problems.jsonl the items without a row, and why, where the encoder told
+        feature.json   encoder settings, hashes, the dataset's fingerprint; written last
 
 The folder appears by one rename, so it is either whole or not there.
 """
@@ -24,6 +26,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from mmbench.data.token_features import JoinedRows, read_tokens, write_tokens
 from mmbench.errors import ConfigError, DataError, UnknownNameError
 from mmbench.modality import MODALITIES
 from mmbench.runs import write_json
@@ -48,6 +51,9 @@ class FeatureSet:
             where `mask` is false.
         mask: which items truly have the modality, bool [n_items].
         manifest: encoder settings, sha256 of the matrix, dataset fingerprint.
+        tokens: float16 [n_items, N, E], memory-mapped, zero where `token_mask` is false; None
+            for a set of pooled vectors alone.
+        token_mask: which tokens there are, bool [n_items, N], where `tokens` is given.
     """
 
     key: str
@@ -56,6 +62,8 @@ class FeatureSet:
     matrix: NDArray[Any]
     mask: NDArray[np.bool_]
     manifest: Mapping[str, Any]
+    tokens: NDArray[np.float16] | None = None
+    token_mask: NDArray[np.bool_] | None = None
 
 
 def feature_key(modality: str, encoder: str) -> str:
@@ -154,7 +162,7 @@ def open_image_records(path: Path) -> NDArray[Any]:
     return np.memmap(path, dtype=IMAGE_RECORD, mode="r")
 
 
-def rows_with_content(matrix: NDArray[Any]) -> NDArray[np.bool_]:
+def rows_with_content(matrix: NDArray[Any] | JoinedRows) -> NDArray[np.bool_]:
     """Which rows are not all zeros, bool [rows]; zeros stand for a missing modality."""
     if not len(matrix):
         return np.zeros(0, dtype=np.bool_)
@@ -202,9 +210,13 @@ def write_features(
     fingerprint: str,
     modality: str,
     encoder: str,
-    matrix: NDArray[Any],
+    matrix: NDArray[Any] | JoinedRows,
     mask: NDArray[np.bool_],
     settings: Mapping[str, Any],
+    *,
+    tokens: tuple[NDArray[Any] | JoinedRows, NDArray[np.bool_] | JoinedRows] | None = None,
+    origin: Mapping[str, Any] | None = None,
+    problems: Sequence[Mapping[str, Any]] = (),
 ) -> FeatureSet:
     """Check a matrix and store it atomically below the dataset folder `root`.
 
@@ -212,13 +224,20 @@ def write_features(
     stored as zeros, whatever they held. A feature set of the same key is replaced. The
     dataset's `fingerprint` is stored, so that features never serve another dataset.
 
+    Args:
+        tokens: token vectors [n_items, N, E] and their mask [n_items, N].
+        settings: everything that determines the result; `origin` tells what else there is to
+            know of how it was made.
+        problems: one record for each item without a row.
+
     Raises:
         DataError: NaN or infinity, a wrong number of rows, a row of zeros counted as present,
             or the folder cannot be written.
     """
     key = feature_key(modality, encoder)
     where = f"features {key}"
-    matrix, mask = np.asanyarray(matrix), np.asarray(mask)
+    matrix = matrix if isinstance(matrix, JoinedRows) else np.asanyarray(matrix)
+    mask = np.asarray(mask)
     _check_kind(matrix, where)
     _check_rank(matrix, where)
     if mask.ndim != 1 or mask.dtype != np.bool_:
@@ -232,7 +251,7 @@ def write_features(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        manifest = {
+        manifest: dict[str, Any] = {
             "schema": SCHEMA,
             "modality": modality,
             "encoder": encoder,
@@ -243,6 +262,13 @@ def write_features(
             "mask_sha256": hashlib.sha256(mask.tobytes()).hexdigest(),
         }
         np.save(partial / "mask.npy", mask)
+        if tokens is not None:
+            manifest["tokens"] = write_tokens(partial, *tokens, mask, where)
+        if origin is not None:
+            manifest["origin"] = dict(origin)
+        if problems:
+            lines = (json.dumps(record, sort_keys=True) + "\n" for record in problems)
+            (partial / "problems.jsonl").write_text("".join(lines), encoding="utf-8")
         write_json(partial / "feature.json", manifest)
         _replace_folder(partial, folder)
     except OSError as problem:
@@ -300,7 +326,10 @@ def load_features(root: Path, key: str, fingerprint: str, n_items: int) -> Featu
     if hashes != (manifest.get("sha256"), manifest.get("mask_sha256")):
         raise DataError(f"E302 {folder}: the arrays do not match their recorded hashes; {again}")
     modality, _, encoder = key.partition("__")
-    return FeatureSet(key, modality, encoder, matrix, mask, manifest)
+    if "tokens" not in manifest:
+        return FeatureSet(key, modality, encoder, matrix, mask, manifest)
+    tokens, token_mask = read_tokens(folder, manifest["tokens"], n_items, again)
+    return FeatureSet(key, modality, encoder, matrix, mask, manifest, tokens, token_mask)
 
 
 def check_rows(rows: int, n_items: int, where: str) -> None:
@@ -316,19 +345,21 @@ def check_rows(rows: int, n_items: int, where: str) -> None:
         )
 
 
-def _check_kind(matrix: NDArray[Any], where: str) -> None:
+def _check_kind(matrix: NDArray[Any] | JoinedRows, where: str) -> None:
     if matrix.dtype.kind not in "fiu":
         raise DataError(f"E118 {where}: it holds {matrix.dtype}, not numbers; store floats")
 
 
-def _check_rank(matrix: NDArray[Any], where: str) -> None:
+def _check_rank(matrix: NDArray[Any] | JoinedRows, where: str) -> None:
     if matrix.ndim != 2 or not matrix.shape[1]:
         raise DataError(
             f"E118 {where}: its shape is {list(matrix.shape)}; a matrix [items, dim] is needed"
         )
 
 
-def _check_finite(matrix: NDArray[Any], start: int, block: NDArray[Any], where: str) -> None:
+def _check_finite(
+    matrix: NDArray[Any] | JoinedRows, start: int, block: NDArray[Any], where: str
+) -> None:
     bad = ~np.isfinite(block).all(axis=1)
     if bad.any():
         row = start + int(bad.argmax())
@@ -339,7 +370,9 @@ def _check_finite(matrix: NDArray[Any], start: int, block: NDArray[Any], where: 
         )
 
 
-def _blocks(matrix: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+def _blocks(
+    matrix: NDArray[Any] | JoinedRows, dtype: np.dtype[Any]
+) -> Iterator[tuple[int, NDArray[Any]]]:
     """First row and converted rows of consecutive blocks of bounded size."""
     rows = max(1, BLOCK_BYTES // max(1, matrix.shape[1] * matrix.dtype.itemsize))
     for start in range(0, len(matrix), rows):
@@ -348,7 +381,7 @@ def _blocks(matrix: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[tuple[int, N
 
 
 def _write_matrix(
-    path: Path, matrix: NDArray[Any], mask: NDArray[np.bool_], where: str
+    path: Path, matrix: NDArray[Any] | JoinedRows, mask: NDArray[np.bool_], where: str
 ) -> dict[str, Any]:
     """Stream a matrix into a .npy file, checking and hashing it on the way.
 

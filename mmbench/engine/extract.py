@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,13 @@ from mmbench.data.features import (
 )
 from mmbench.data.prepared import PreparedDataset, load_dataset
 from mmbench.encoders.base import ENCODERS, CorpusEncoder
+from mmbench.encoders.neural import NeuralEncoder, Options
+from mmbench.engine.contents import TextTemplate, compose_texts
+from mmbench.engine.extraction import Extraction, How, extract_neural
 from mmbench.errors import ConfigError, DataError
 
 SEED = 0
 """Seed of every encoder, so that two extractions of a dataset agree."""
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """A feature set, and whether it was made now or was there already."""
-
-    features: FeatureSet
-    is_new: bool
 
 
 def extract(name: str, encoder: str, data_dir: Path, *, force: bool = False) -> FeatureSet:
@@ -60,10 +55,43 @@ def extract_once(name: str, encoder: str, data_dir: Path, *, force: bool = False
         UnknownNameError: there is no such encoder or dataset.
         DataError: no item has the modality, or a picture is broken or changed.
     """
-    entry = ENCODERS.get(encoder, hint="`mmbench extract --list` tells what each does.")
+    return extract_sets(name, encoder, data_dir, How(force=force))[0]
+
+
+def extract_sets(name: str, encoder: str, data_dir: Path, how: How) -> list[Extraction]:
+    """Make all feature sets of an encoder that are not there yet.
+
+    Args:
+        encoder: a registered name, or "timm:ID" and "hf:ID" for any model.
+
+    Raises:
+        UnknownNameError: there is no such encoder or dataset.
+        ConfigError: the encoder does not take an option, or a stored set was made otherwise.
+        DataError: no item has the modality, a picture is broken or changed, or the weights are
+            not here.
+    """
+    key, _, model = encoder.partition(":")
+    entry = ENCODERS.get(key, hint="`mmbench extract --list` tells what each does.")
+    dataset = load_dataset(name, data_dir)
+    if issubclass(entry.obj, NeuralEncoder):
+        options = replace(how.options, model=model) if model else how.options
+        return extract_neural(
+            dataset, how.name or set_name(entry.name, options), entry.obj(options), how
+        )
     made = entry.obj()
     assert isinstance(made, CorpusEncoder)
-    return _extract(load_dataset(name, data_dir), entry.name, made, force)
+    if how.options != Options() or model:
+        raise ConfigError(
+            f"{entry.name} has no weights and takes none of the options of models; leave them out"
+        )
+    return [_extract(dataset, entry.name, made, how)]
+
+
+def set_name(encoder: str, options: Options) -> str:
+    """What the sets of an encoder are called: after it, its model and a variant asked for."""
+    parts = [encoder, options.model, options.variant]
+    name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts if part)
+    return re.sub(r"_{2,}", "_", name).strip("_")
 
 
 def extract_builtin(name: str, data_dir: Path, *, force: bool = False) -> list[FeatureSet]:
@@ -88,7 +116,7 @@ def extract_builtin_once(name: str, data_dir: Path, *, force: bool = False) -> l
             f"{name} has neither texts nor pictures, so there is nothing to encode; import a "
             "matrix with --from-file, or prepare it with an item table"
         )
-    return [_extract(dataset, key, encoder, force) for key, encoder in fitting.items()]
+    return [_extract(dataset, key, made, How(force=force)) for key, made in fitting.items()]
 
 
 def _builtin() -> dict[str, CorpusEncoder]:
@@ -142,11 +170,11 @@ def import_features(
 
 
 def _extract(
-    dataset: PreparedDataset, name: str, encoder: CorpusEncoder, force: bool
+    dataset: PreparedDataset, encoder_name: str, encoder: CorpusEncoder, how: How
 ) -> Extraction:
-    modality = encoder.modalities[0]
+    modality, name, force = encoder.modalities[0], how.name or encoder_name, how.force
     key = feature_key(modality, name)
-    contents, inputs = _content(dataset, modality)
+    contents, inputs = _content(dataset, modality, how.texts)
     settings = {"encoder": dict(encoder.settings), "inputs_sha256": inputs, "seed": SEED}
     stored = read_feature_manifest(dataset.root, key)
     if stored is not None and not force:
@@ -162,7 +190,7 @@ def _extract(
         )
     rows = np.fromiter(contents, dtype=np.int64, count=len(contents))
     if modality == "textual":
-        seed = seeding.integer(SEED, "extract", name)
+        seed = seeding.integer(SEED, "extract", encoder_name)
         encoded = encoder.encode_texts([str(text) for text in contents.values()], seed)
     else:
         paths = {row: path for row, path in contents.items() if isinstance(path, Path)}
@@ -182,13 +210,16 @@ def _extract(
     return Extraction(made, is_new=True)
 
 
-def _content(dataset: PreparedDataset, modality: str) -> tuple[Mapping[int, str | Path], str]:
+def _content(
+    dataset: PreparedDataset, modality: str, template: TextTemplate | None = None
+) -> tuple[Mapping[int, str | Path], str]:
     """Text or picture of each item that has one, and a hash of them all."""
     found: dict[int, str | Path] = {}
     known: list[str | None]
     if modality == "textual":
-        known = list(dataset.texts)
-        found = {item: text for item, text in enumerate(dataset.texts) if text}
+        texts = compose_texts(dataset, template)[0] if template is not None else dataset.texts
+        known = list(texts)
+        found = {item: text for item, text in enumerate(texts) if text}
     elif modality == "visual":
         found = {item: path for item, path in enumerate(dataset.image_paths) if path is not None}
         items = dataset.items

@@ -1,0 +1,112 @@
+"""Several processes that share one extraction, as torchrun starts them.
+
+What they exchange is a word at the end of each step, so gloo serves on GPUs too, and it tells of
+a process that died at once, where NCCL would wait for a time-out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from mmbench.errors import ConfigError, DataError, MMBenchError
+
+PATIENCE = timedelta(days=7)  # one rank may have pictures to decode that the others lack
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share the work; alone, there is one of them."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that plans, merges and prints."""
+        return self.rank == 0
+
+    def share(self, work: Sequence[T]) -> list[T]:
+        """What of the work is this process's."""
+        return list(work[self.rank :: self.size])
+
+    def together(self, step: Callable[[], Result], *, first_only: bool = False) -> Result | None:
+        """Do a step of the work, and go on when all processes have.
+
+        Args:
+            first_only: the first process alone does it; for the others this is None.
+
+        Raises:
+            MMBenchError: the step failed here, or in another process.
+        """
+        result, failure = None, None
+        try:
+            if self.is_first or not first_only:
+                result = step()
+        except (MMBenchError, OSError) as problem:
+            if self.size == 1:
+                raise
+            failure = problem
+        if self.size > 1:
+            told: list[str | None] = [None] * self.size
+            try:
+                dist.all_gather_object(told, None if failure is None else str(failure))
+            except RuntimeError as problem:
+                raise DataError(
+                    f"E410 another process of the {self.size} ended ({problem}); run this again: "
+                    "what is done stays done"
+                ) from problem
+            if failure is not None:
+                raise failure
+            for rank, message in enumerate(told):
+                if message is not None:
+                    raise DataError(f"rank {rank}: {message}")
+        return result
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The processes that torchrun started, or this one alone.
+
+    Raises:
+        ConfigError: the variables that torchrun sets are there in part or wrong.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
+        yield Ranks()
+        return
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+        return
+    try:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    except (ValueError, RuntimeError) as problem:
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes did not find one another "
+            f"({problem}); start them with torchrun, or unset WORLD_SIZE"
+        ) from problem
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(device: str) -> str:
+    """The device of this process: with several processes, a GPU of its own."""
+    local = os.environ.get("LOCAL_RANK")
+    if local is None or int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
+        return device
+    if device == "cuda":
+        return f"cuda:{local}"
+    if device == "auto":
+        import torch
+
+        return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    return device
