@@ -336,7 +336,7 @@ def test_without_a_processor_file_pictures_are_prepared_as_published(
         "processor_class": "CLIPProcessor",
     }
     size = {"height": 32, "width": 32}
-    nested["image_processor"] |= {"size": size, "crop_size": size, "image_std": [1, 1, 1]}  # type: ignore[operator]
+    nested["image_processor"] |= {"size": size, "crop_size": size, "image_std": [1, 1, 1]}
     (folder / "processor_config.json").write_text(json.dumps(nested), encoding="utf-8")
     encoder = loaded(name, folder)
     assert encoder.settings["preprocessing_from"] == "processor_config.json"
@@ -389,7 +389,7 @@ def test_a_limit_out_of_range_is_refused(dual_folders: dict[str, Path]) -> None:
 def test_options_without_a_meaning_are_refused() -> None:
     for name, option in (("siglip-b16", {"max_tokens": 50}), ("clip-vit-b16", {"mask_ratio": 0.5})):
         with pytest.raises(ConfigError, match=f"takes no {next(iter(option)).replace('_', '-')}"):
-            ENCODERS.get(name).obj(Options(**option))  # type: ignore[arg-type]
+            ENCODERS.get(name).obj(Options(**option))
     with pytest.raises(UnknownNameError, match="variant of CLIPViTB16"):
         ENCODERS.get("clip-vit-b16").obj(Options(variant="projected"))
 
@@ -476,7 +476,7 @@ def test_constructing_reads_nothing(tmp_path: Path) -> None:
     for name, *_ in FACTS:
         encoder = ENCODERS.get(name).obj(Options(weights=tmp_path / "absent"))
         with pytest.raises(DataError, match="E403"):
-            encoder.load()  # type: ignore[attr-defined]
+            encoder.load()
 
 
 def test_preprocessing_as_published_is_the_documented_one() -> None:
