@@ -133,8 +133,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             )
         if not isinstance(value, Tensor) or _is_odd(value):
             raise DataError(
-                f"E406 {path}: {name} is a {type(value).__name__}, and no array of numbers; take a "
-                "checkpoint that holds the weights of VLMo-Base-Plus alone"
+                f"E406 {path}: {name} is no dense tensor of numbers; take a checkpoint that holds "
+                "the weights of VLMo-Base-Plus alone"
             )
     return {name: value.detach().float() for name, value in named.items()}
 
@@ -195,7 +195,7 @@ def _load(path: Path) -> object:
 
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            warnings.simplefilter("ignore")  # of old protocols and slow checks
             # Old files, which are no zip archives, cannot be mapped into memory.
             mapped = zipfile.is_zipfile(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -276,9 +276,10 @@ def _check(fit: Fit, path: Path) -> None:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             problems.append(f"it {words} {', '.join(found[:3])}{more}")
     if problems:
+        n_wanted = len(fit.matched) + len(fit.missing) + len(fit.unfit)
         raise DataError(
             f"E406 {path} does not fit VLMo-Base-Plus: {'; '.join(problems)} "
-            f"({fit.share:.0%} of the model matched). Take a checkpoint of Base-Plus, or describe "
+            f"({len(fit.matched)} of {n_wanted} tensors match). Take a checkpoint of Base-Plus, or describe "
             "other sizes in vlmo_config.json beside it"
         )
 
