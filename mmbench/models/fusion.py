@@ -10,6 +10,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mmbench.models.base import ItemFeatures
+
+
+class FeatureTables(nn.Module):
+    """The raw features X_m [I, d_m] of each modality given: trained, or kept as they are.
+
+    Trained ones are parameters that start as what is given; the given matrices stay untouched.
+    """
+
+    def __init__(self, given: Sequence[ItemFeatures], *, frozen: bool) -> None:
+        super().__init__()
+        self.modalities = tuple(features.modality for features in given)
+        for features in given:
+            if frozen:
+                self.register_buffer(features.modality, features.matrix.float(), persistent=False)
+            else:
+                start = features.matrix.detach().float().clone()
+                self.register_parameter(features.modality, nn.Parameter(start))
+
+    def __getitem__(self, modality: str) -> Tensor:
+        """X_m of one modality, [I, d_m]."""
+        table: Tensor = getattr(self, modality)
+        return table
+
 
 class QueryAttention(nn.Module):
     """A weight for each view of each row: softmax over views of q' tanh(W x + b).

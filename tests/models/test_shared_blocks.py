@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmbench.errors import ConfigError
 from mmbench.models import item_graphs
 from mmbench.models.base import Interactions, ItemFeatures
-from mmbench.models.fusion import QueryAttention
+from mmbench.models.fusion import FeatureTables, QueryAttention
 from mmbench.models.graph import (
     EdgeGraph,
     SparseOperator,
@@ -257,6 +257,26 @@ def test_contrast_against_the_sums():
         shares = [math.exp(value / 0.2) for value in cosines]
         total -= math.log(shares[row] / sum(shares))
     assert float(info_nce(a, b, 0.2)) == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_contrast_keeps_double_precision_and_lifts_half():
+    a, b = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    leaf = a.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: info_nce(x, b, 0.2), (leaf,))
+    assert info_nce(a.bfloat16(), b.bfloat16(), 0.2).dtype == torch.float32
+
+
+def test_raw_features_are_parameters_or_constants_and_never_the_given_memory():
+    given = features(torch.randn(5, 2))
+    trained, frozen = (FeatureTables([given], frozen=frozen) for frozen in (False, True))
+    assert list(trained.state_dict()) == ["visual"]
+    assert not list(frozen.state_dict())
+    assert not list(frozen.parameters())
+    assert torch.equal(trained["visual"], given.matrix)
+    assert torch.equal(frozen["visual"], given.matrix)
+    with torch.no_grad():
+        trained["visual"].add_(1.0)
+    assert not torch.equal(trained["visual"], given.matrix)
 
 
 def test_attention_weighs_views_per_row():
