@@ -14,7 +14,7 @@ from PIL import Image
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.dual import DualEncoder
 from mmbench.encoders.neural import Options
-from mmbench.encoders.preprocessing import Preprocessing
+from mmbench.encoders.preprocessing import from_processor
 from mmbench.errors import ConfigError, DataError, UnknownNameError
 
 # encoder, folder of the fixture, repository of the published weights, ids of a text
@@ -487,9 +487,7 @@ def test_preprocessing_as_published_is_the_documented_one() -> None:
         ("siglip2-b16", ("squash", "bilinear", 224)),
         ("blip", ("squash", "bicubic", 384)),
     ):
-        from mmbench.encoders.preprocessing import from_processor
-
         kind = ENCODERS.get(name).obj
         assert issubclass(kind, DualEncoder)
-        found: Preprocessing = from_processor({}, kind.processor, square=kind.square)
+        found = from_processor({}, kind.processor, square=kind.square)
         assert (found.resize, found.interpolation, found.size) == expected
