@@ -279,8 +279,8 @@ def _check(fit: Fit, path: Path) -> None:
         n_wanted = len(fit.matched) + len(fit.missing) + len(fit.unfit)
         raise DataError(
             f"E406 {path} does not fit VLMo-Base-Plus: {'; '.join(problems)} "
-            f"({len(fit.matched)} of {n_wanted} tensors match). Take a checkpoint of Base-Plus, or describe "
-            "other sizes in vlmo_config.json beside it"
+            f"({len(fit.matched)} of {n_wanted} tensors match). Take a checkpoint of "
+            "Base-Plus, or describe other sizes in vlmo_config.json beside it"
         )
 
 
