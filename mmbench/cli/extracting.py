@@ -53,10 +53,11 @@ class Consent:
 
     def __call__(self, remote: Remote) -> bool:
         """Whether to fetch `remote`."""
-        console.note(
-            f"{remote.id}, commit {remote.commit[:12] or 'unknown'}: {len(remote.sizes)} files, "
-            f"{size_text(remote.n_bytes)}; licence: {self.licence or 'see its page'}"
-        )
+        total = f": {len(remote.sizes)} files, {size_text(remote.n_bytes)}" if remote.sizes else ""
+        commit = f", commit {remote.commit[:12]}" if remote.commit else ""
+        # Not a note: what is to be read before an answer is shown under --quiet too.
+        licence = self.licence or "see its page"
+        console.err.print(f"{remote.id}{commit}{total}; licence: {licence}", soft_wrap=True)
         for name, size in sorted(remote.sizes.items()):
             console.note(f"  {name}  {size_text(size)}")
         if self.given:

@@ -89,7 +89,10 @@ def extract_sets(name: str, encoder: str, data_dir: Path, how: How) -> list[Extr
 
 def set_name(encoder: str, options: Options) -> str:
     """What the sets of an encoder are called: after it, its model and a variant asked for."""
-    parts = [encoder, options.model, options.variant]
+    model = options.model
+    if model and Path(model).is_dir():
+        model = Path(model).resolve().name
+    parts = [encoder, model, options.variant]
     name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts if part)
     return re.sub(r"_{2,}", "_", name).strip("_")
 

@@ -25,6 +25,7 @@ from mmbench.data.features import (
     write_features,
 )
 from mmbench.data.prepared import PreparedDataset
+from mmbench.encoders.addressed import find_addressed, place_of
 from mmbench.encoders.hub import Remote
 from mmbench.encoders.loading import Weights, find_weights, hash_files
 from mmbench.encoders.neural import NeuralEncoder, Options
@@ -60,7 +61,7 @@ from mmbench.engine.shards import (
 from mmbench.errors import DataError, UnknownNameError
 
 # Of an encoder's settings: where the weights come from does not move a number, what they are does.
-WHENCE = ("hub", "id", "model", "revision", "commit", "licence", "source", "citation")
+WHENCE = ("hub", "id", "model", "revision", "address", "licence", "citation")
 
 
 @dataclass(frozen=True)
@@ -188,14 +189,20 @@ def _find(encoder: NeuralEncoder, how: How) -> Weights | None:
     Raises:
         DataError: they are not here and were not to be fetched, or could not be.
     """
-    if how.options.weights is not None:
+    hub, options = encoder.hub, encoder.options
+    if options.weights is not None:
         try:
-            return find_weights(encoder.hub, how.options)
+            return find_weights(hub, options)
         except DataError:
             return None  # what `load` says of that folder is more to the point
-    if "/" not in encoder.hub.id or encoder.hub.address:
+    if hub.address:
+        remote = Remote(hub.address, "", {}, {})
+        asked = how.fetch and not place_of(hub).is_file() and how.agree is not None
+        agreed = how.agree(remote) if asked and how.agree is not None else True
+        return find_addressed(hub, options, fetch=how.fetch and agreed)
+    if not hub.id:
         return None
-    return find_weights(encoder.hub, how.options, fetch=how.fetch, agree=how.agree)
+    return find_weights(hub, options, fetch=how.fetch, agree=how.agree)
 
 
 def _tasks(dataset: PreparedDataset, encoder: NeuralEncoder, how: How) -> list[_Task]:
@@ -205,7 +212,8 @@ def _tasks(dataset: PreparedDataset, encoder: NeuralEncoder, how: How) -> list[_
         DataError: none has.
     """
     weights = _find(encoder, replace(how, fetch=False))
-    about = None if weights is None else _fingerprint_of(weights)
+    # Of what is on no hub, other parts (a tokenizer) may come from elsewhere.
+    about = None if weights is None or encoder.hub.address else _fingerprint_of(weights)
     tasks = []
     lacking = []
     for job in jobs_of(encoder):
@@ -215,7 +223,8 @@ def _tasks(dataset: PreparedDataset, encoder: NeuralEncoder, how: How) -> list[_
             continue
         request = None
         if about is not None:
-            options = {key: value for key, value in asdict(how.options).items() if key != "weights"}
+            given = asdict(encoder.options)
+            options = {key: value for key, value in given.items() if key != "weights"}
             known = {
                 "mmbench": package_version("mmbench"),
                 "encoder": type(encoder).__qualname__,
