@@ -37,8 +37,6 @@ N_LABELS = 91
 WIDTH = 1024
 MAX_PIXELS = 2**24
 """Pictures of more pixels are reduced by a whole number first, to bound the memory per thread."""
-MAX_RATIO = 1000
-"""A strip longer than this many times its width is squashed to it: it would have no width left."""
 
 
 @register_encoder("faster-rcnn")
@@ -121,19 +119,21 @@ class FasterRCNN(NeuralEncoder):
                 "mean": [0.485, 0.456, 0.406],
                 "std": [0.229, 0.224, 0.225],
                 "max_pixels": MAX_PIXELS,
-                "max_ratio": MAX_RATIO,
+                "max_ratio": self._max_ratio,
             },
         }
 
+    @property
+    def _max_ratio(self) -> int:
+        """A strip with more times its width in length is squashed: it would have no width left."""
+        return self.long_side // 2
+
     def read_picture(self, picture: Image.Image, item: str) -> Tensor:
         """An upright RGB picture, normalised and resized [3, h, w]."""
-        short = min(picture.size)
-        if max(picture.size) > MAX_RATIO * short:
-            width, height = (min(side, MAX_RATIO * short) for side in picture.size)
-            if picture.width >= picture.height:
-                picture = picture.resize((width, picture.height), Image.Resampling.BOX)
-            else:
-                picture = picture.resize((picture.width, height), Image.Resampling.BOX)
+        longest = self._max_ratio * min(picture.size)
+        if max(picture.size) > longest:
+            width, height = (min(side, longest) for side in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.BOX)
         if picture.width * picture.height > MAX_PIXELS:
             pixels = picture.width * picture.height
             picture = picture.reduce(int(np.ceil(np.sqrt(pixels / MAX_PIXELS))))

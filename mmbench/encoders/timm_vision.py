@@ -18,6 +18,7 @@ dataset hides the same, whatever the batch.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -295,8 +296,7 @@ def load_weights(model: nn.Module, weights: Weights, classifier: Any = None) -> 
     try:
         if not fits:
             # What timm does with other layouts of the same model, and with other picture sizes.
-            convert = _converter(model)
-            state = convert(state, model) if convert is not None else state
+            state = _converted(state, model)
         missing, left = model.load_state_dict(state, strict=False)
     except (RuntimeError, KeyError, ValueError, AttributeError, TypeError, IndexError) as problem:
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
@@ -316,9 +316,13 @@ def load_weights(model: nn.Module, weights: Weights, classifier: Any = None) -> 
             )
 
 
-def _converter(model: nn.Module) -> Any:
+def _converted(state: dict[str, Tensor], model: nn.Module) -> Any:
     home = sys.modules[type(model).__module__]
-    return getattr(home, "checkpoint_filter_fn", None) or getattr(home, "_filter_fn", None)
+    convert = getattr(home, "checkpoint_filter_fn", None) or getattr(home, "_filter_fn", None)
+    if convert is None:
+        return state
+    takes_model = len(inspect.signature(convert).parameters) > 1
+    return convert(state, model) if takes_model else convert(state)
 
 
 def _config(weights: Weights) -> dict[str, Any]:
