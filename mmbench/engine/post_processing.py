@@ -30,7 +30,7 @@ from mmbench.engine.extraction import Extraction
 from mmbench.engine.identity import is_same, load_stored, refuse_other
 from mmbench.errors import ConfigError, DataError
 
-EPSILON = 1e-9  # e, times the largest eigenvalue
+EPSILON = 1e-12  # e, times the largest eigenvalue
 NO_VARIANCE = 1e-10
 SEED = 0
 BLOCK = 4096
