@@ -15,10 +15,10 @@ Bao et al., NeurIPS 2022. https://arxiv.org/abs/2111.02358
 pictures squashed to 224 x 224 pixels. With `tokens`, the vectors of patches (after [I_CLS]) and
 words, never projected; those of a pair are words, then patches, without padding in between.
 
-The weights are one file on a web page, on no hub, so they are placed by hand: in the folder where
-torch keeps such files, or anywhere with `--weights`. Beside it may stand the tokenizer (else that
-of bert-base-uncased is taken from the cache of the hub), and a vlmo_config.json with sizes other
-than the published ones (fields of `VlmoShape`; "extend_text": true interpolates text positions).
+The weights are one file on no hub but at an address, without a published hash. Beside it may stand
+the tokenizer (else that of bert-base-uncased is taken from the cache of the hub), and a
+vlmo_config.json with sizes other than the published ones (fields of `VlmoShape`; text positions
+that the file lacks are interpolated with "extend_text": true).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmbench.encoders.addressed import find_addressed
 from mmbench.encoders.base import register_encoder
 from mmbench.encoders.hub import cached_snapshot, first_line
 from mmbench.encoders.joint import packed
 from mmbench.encoders.loading import (
     Weights,
     hash_files,
-    local_weights,
     quiet,
     read_json,
     tokenizer_files,
@@ -113,7 +113,7 @@ class VlmoBasePlus(NeuralEncoder):
 
     def load(self) -> None:
         """Read the checkpoint and the tokenizer."""
-        self.weights = local_weights(self._place(), name=self.hub.id)
+        self.weights = find_addressed(self.hub, self.options)
         if len(self.weights.files) > 1:
             raise DataError(
                 f"E406 {self.weights.folder} holds a model in {len(self.weights.files)} files; a "
@@ -138,23 +138,6 @@ class VlmoBasePlus(NeuralEncoder):
                 f"E406 {file} lacks {' and '.join(lacking)}, which the variant {self.variant!r} "
                 "needs; take another variant, or the checkpoint of the pre-training"
             )
-
-    def _place(self) -> Path:
-        """The checkpoint, or its folder.
-
-        Raises:
-            DataError: E401 it is not here.
-        """
-        if self.options.weights is not None:
-            return self.options.weights
-        usual = Path(torch.hub.get_dir(), "checkpoints", self.hub.address.rpartition("/")[2])
-        if usual.is_file():
-            return usual
-        raise DataError(
-            f"E401 the weights of VLMo-Base-Plus are not here: looked for {usual}. They are on no "
-            f"hub; fetch {self.hub.address} by hand (for example with curl --location --output "
-            f"{usual.name}), put the file there, or pass --weights FILE"
-        )
 
     def _load_tokenizer(self, shape: VlmoShape) -> None:
         """Take the tokenizer beside the weights, or else BERT's from the cache of the hub."""

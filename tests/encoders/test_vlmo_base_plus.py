@@ -315,9 +315,7 @@ def test_weights_are_found_where_torch_keeps_them(
         loaded(None)
     message = str(caught.value)
     place = tmp_path / "torch" / "hub" / "checkpoints" / FILE
-    assert message.startswith(
-        f"E401 the weights of VLMo-Base-Plus are not here: looked for {place}"
-    )
+    assert message.startswith(f"E401 {VlmoBasePlus.hub.id} is not here: looked for {place}")
     assert VlmoBasePlus.hub.address in message
     assert "--weights FILE" in message
     place.parent.mkdir(parents=True)
