@@ -59,6 +59,13 @@ class AnyTimm(TimmVision):
         super().load()
         self._try_out()
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that determines the result, after `load`."""
+        # A folder's name says nothing about its content; the hash does.
+        is_published = self.options.weights is None
+        return {**super().settings, "model": self.hub.id if is_published else ""}
+
     def _name(self, config: Mapping[str, Any]) -> str:
         stated = config.get("architecture")
         if self._model is None or "/" in self._model:

@@ -38,7 +38,16 @@ from mmbench.errors import ConfigError, DataError, UnknownNameError, did_you_mea
 VIT_VARIANTS = ("pooled", "cls", "mean", "patches", "patch-emb")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _HEADS = ("head.", "head_dist.", "fc.", "classifier.")
-_OURS = ("num_classes",)
+# What constructors and converters raise when the numbers of a stranger's file make no model.
+_TROUBLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 _REFUSED = (
     "pretrained",
     "pretrained_cfg",
@@ -90,7 +99,7 @@ class TimmVision(NeuralEncoder):
         self._architecture = name.partition(".")[0]
         self._arguments = self._model_arguments(config)
         model, published = _create(name, self._arguments, self.weights.name)
-        published = {**published, **(config.get("pretrained_cfg") or {})}
+        published = {**published, **config["pretrained_cfg"]}
         load_weights(model, self.weights, published.get("classifier"))
         self.module = model.eval()
         self.preprocessing = _preprocessing(model, published, self.weights).chosen(
@@ -112,7 +121,9 @@ class TimmVision(NeuralEncoder):
     def _model_arguments(self, config: Mapping[str, Any]) -> dict[str, Any]:
         arguments = _model_arguments(config, self.weights)
         if self.max_size is not None:
-            arguments["img_size"] = min(arguments.get("img_size", self.max_size), self.max_size)
+            stated = arguments.get("img_size", self.max_size)
+            sides = [side for side in np.ravel(stated).tolist() if isinstance(side, int)]
+            arguments["img_size"] = min([*sides, self.max_size])
         return arguments
 
     @property
@@ -290,22 +301,23 @@ def load_weights(model: nn.Module, weights: Weights, classifier: Any = None) -> 
         DataError: E404 or E405 as `read_weights`; E406 they are of another architecture, or
             incomplete.
     """
+    names = [classifier] if isinstance(classifier, str) else list(classifier or [])
+    heads = (*_HEADS, *(f"{name}." for name in names))
     state = read_weights(weights)
     wanted = model.state_dict()
     fits = all(name in state and state[name].shape == wanted[name].shape for name in wanted)
+    fits = fits and not any(name not in wanted and not name.startswith(heads) for name in state)
     try:
         if not fits:
             # What timm does with other layouts of the same model, and with other picture sizes.
             state = _converted(state, model)
         missing, left = model.load_state_dict(state, strict=False)
-    except (RuntimeError, KeyError, ValueError, AttributeError, TypeError, IndexError) as problem:
+    except _TROUBLE as problem:
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
         raise DataError(
             f"E406 {weights.files[0]} does not fit {type(model).__name__} as it is described: "
             f"{lines[min(1, len(lines) - 1)] if lines else type(problem).__name__}"
         ) from problem
-    names = [classifier] if isinstance(classifier, str) else list(classifier or [])
-    heads = (*_HEADS, *(f"{name}." for name in names))
     left = [name for name in left if not name.startswith(heads)]
     for kind, unfit in (("lacks", missing), ("has weights that have no place:", left)):
         if unfit:
@@ -337,6 +349,8 @@ def _config(weights: Weights) -> dict[str, Any]:
         )
     if "pretrained_cfg" not in config:  # the older, flat form
         config = {**config, "pretrained_cfg": config}
+    if not isinstance(config["pretrained_cfg"], dict):
+        raise DataError(f"E406 {path}: pretrained_cfg is no JSON object")
     return config
 
 
@@ -352,7 +366,7 @@ def _model_arguments(config: Mapping[str, Any], weights: Weights) -> dict[str, A
     return {
         str(name): tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
-        if name not in _OURS
+        if name != "num_classes"
     }
 
 
@@ -368,14 +382,7 @@ def _create(name: str, arguments: Mapping[str, Any], source: str) -> tuple[Any, 
     try:
         known = get_pretrained_cfg(name)
         model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AssertionError,
-        KeyError,
-        AttributeError,
-    ) as problem:
+    except _TROUBLE as problem:
         raise DataError(
             f"E406 {source}: timm cannot make a {name} with {dict(arguments)} ({problem})"
         ) from problem
@@ -394,7 +401,7 @@ def _preprocessing(
         if size is not None:
             settings["input_size"] = (3, *(size if isinstance(size, tuple) else (size, size)))
         return preprocessing.from_timm(settings)
-    except (TypeError, ValueError, KeyError, AssertionError) as problem:
+    except _TROUBLE as problem:
         raise DataError(
             f"E406 {weights.folder / 'config.json'} describes no preprocessing ({problem})"
         ) from problem

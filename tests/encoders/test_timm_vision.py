@@ -321,7 +321,7 @@ def flat(state: dict[str, Tensor], key: str) -> Tensor:
     return state.pop(key).flatten(1).contiguous()
 
 
-@pytest.mark.parametrize("name", ["vgg16", "vit-b16"])
+@pytest.mark.parametrize("name", ["vgg16", "vit-b16", "swin-b"])
 def test_older_layouts_are_converted_as_timm_does(
     name: str, tmp_path: Path, tiny: Callable[[str], Tiny]
 ) -> None:
@@ -330,6 +330,9 @@ def test_older_layouts_are_converted_as_timm_does(
     if name == "vgg16":  # torchvision's: a linear layer in place of a convolution of 7 x 7
         state["classifier.0.weight"] = flat(state, "pre_logits.fc1.weight")
         state["classifier.0.bias"] = state.pop("pre_logits.fc1.bias")
+    elif name == "swin-b":  # tables that were stored and are computed now
+        state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49).long()
+        state["layers.0.blocks.0.attn_mask"] = torch.zeros(4, 49, 49)
     else:  # patches cut by hand before they were a convolution
         state["patch_embed.proj.weight"] = flat(state, "patch_embed.proj.weight")
     save_file(state, tmp_path / "model.safetensors")
@@ -457,6 +460,8 @@ def test_another_architecture(copy: Path, tiny: Callable[[str], Tiny]) -> None:
         ({"model_args": {"wings": 2}}, "E406 .*timm cannot make .*wings"),
         ({"model_args": [1]}, "E405 .*model_args"),
         ({"pretrained_cfg": {"mean": "red"}}, "E406 .*no preprocessing"),
+        ({"pretrained_cfg": ["mean"]}, "E406 .*no JSON object"),
+        ({"model_args": {"num_heads": 0}}, "E406 .*timm cannot make"),
     ],
     ids=str,
 )
