@@ -6,6 +6,7 @@ Shapes: N rows, D columns, M views.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,10 @@ class FeatureTables(nn.Module):
         table: Tensor = getattr(self, modality)
         return table
 
+    def rows(self, modality: str, items: Tensor) -> Tensor:
+        """Rows of X_m of some items, [len(items), d_m]."""
+        return self[modality].index_select(0, items)
+
 
 class QueryAttention(nn.Module):
     """A weight for each view of each row: softmax over views of q' tanh(W x + b).
@@ -60,3 +65,35 @@ def split_columns(joined: Tensor, n_views: int) -> tuple[Tensor, ...]:
     the graph once, and the result is the same.
     """
     return joined.chunk(n_views, dim=1)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows x / |x| of every row x of [N, D], float32 of half precision; a row of zeros stays one.
+
+    As `F.normalize`, but its backward pass writes a third as many tables of the size of `rows`,
+    and the gradient at a row of zeros is zero, where that of x / max(|x|, 1e-12) is 1e12.
+    """
+    result: Tensor = _UnitRows.apply(rows)
+    return result
+
+
+class _UnitRows(torch.autograd.Function):
+    """y = x / |x|; the gradient is (g - y (g . y)) / |x|."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.dtype = rows.dtype
+        rows = rows.detach()
+        rows = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        scale = torch.where(norms > 1e-12, norms.reciprocal(), 0.0)
+        unit = rows * scale
+        ctx.save_for_backward(unit, scale)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        (unit, scale), gradient = ctx.saved_tensors, gradients[0]
+        along = torch.linalg.vecdot(gradient, unit, dim=1).neg_().unsqueeze(1)
+        result: Tensor = torch.addcmul(gradient, unit, along).mul_(scale).to(ctx.dtype)
+        return result

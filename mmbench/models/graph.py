@@ -274,9 +274,14 @@ def mean_adjacency(train: Interactions, *, self_loops: bool) -> SparseOperator:
     adjacency = bipartite(train.matrix)
     if self_loops:
         adjacency = sp.csr_array(adjacency + sp.eye_array(adjacency.shape[0]))
-    degrees = np.asarray(adjacency.sum(axis=1)).ravel()
-    scale = np.divide(1.0, degrees, out=np.zeros(len(degrees)), where=degrees > 0)
-    return SparseOperator(sp.csr_array(sp.diags_array(scale) @ adjacency))
+    return SparseOperator(row_means(adjacency))
+
+
+def row_means(matrix: sp.csr_array) -> sp.csr_array:
+    """D^-1 R: every row of a matrix over its sum; a row of zeros stays one."""
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    scale = np.divide(1.0, sums, out=np.zeros(len(sums)), where=sums > 0)
+    return sp.csr_array(sp.diags_array(scale) @ matrix)
 
 
 def powered_adjacency(train: Interactions, a: float, b: float) -> SparseOperator:

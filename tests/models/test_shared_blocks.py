@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 
 from mmbench.errors import ConfigError
 from mmbench.models import item_graphs
 from mmbench.models.base import Interactions, ItemFeatures
-from mmbench.models.fusion import FeatureTables, QueryAttention
+from mmbench.models.fusion import FeatureTables, QueryAttention, unit_rows
 from mmbench.models.graph import (
     EdgeGraph,
     SparseOperator,
@@ -20,6 +21,7 @@ from mmbench.models.graph import (
     mean_adjacency,
     normalised_adjacency,
     powered_adjacency,
+    row_means,
     weighted_subset,
 )
 from mmbench.models.losses import info_nce
@@ -290,3 +292,28 @@ def test_attention_weighs_views_per_row():
         torch.testing.assert_close(weights[row], scores.softmax(0))
         expected = sum(w * view[row] for w, view in zip(scores.softmax(0), views, strict=True))
         torch.testing.assert_close(fused[row], expected)
+
+
+def test_unit_rows_are_those_of_the_framework_with_the_same_gradient():
+    rows = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(unit_rows(rows), F.normalize(rows, dim=1))
+    assert torch.autograd.gradcheck(unit_rows, (rows,))
+    low = torch.randn(5, 3).bfloat16().requires_grad_()
+    unit_rows(low).sum().backward()
+    assert low.grad is not None
+    assert low.grad.dtype == torch.bfloat16
+
+
+def test_a_unit_row_of_zeros_is_zeros_and_so_is_its_gradient():
+    rows = torch.tensor([[0.0, 0], [3, 4]], requires_grad=True)
+    result = unit_rows(rows)
+    assert result.tolist() == [[0, 0], [pytest.approx(0.6), pytest.approx(0.8)]]
+    result.sum().backward()
+    assert rows.grad is not None
+    assert rows.grad[0].tolist() == [0, 0]
+    assert torch.isfinite(rows.grad).all()
+
+
+def test_means_of_rows_leave_rows_of_zeros():
+    matrix = sp.csr_array(np.array([[1.0, 0, 3], [0, 0, 0]]))
+    assert row_means(matrix).toarray().tolist() == [[0.25, 0, 0.75], [0, 0, 0]]
