@@ -16,9 +16,10 @@ its two of CLIP need a projection that is trained with the recommender, so they 
 Departures: the published weights were trained on vectors of other detectors of the same widths.
 
 A folder of weights has two folders in it: `visualbert` (config.json, weights, tokenizer.json or
-vocab.txt) and `detector` (what `faster-rcnn` or `resnet50` takes as its weights; without it, it is
-looked for where that encoder's weights are). The published repositories hold no tokenizer: it is
-that of BERT-base, uncased, and is taken from there.
+vocab.txt) and `detector` (what `faster-rcnn` or `resnet50` takes as its weights). Where there is no
+detector, or the folder is that of VisualBERT itself, the detector is looked for where that
+encoder's weights are. The published repositories hold no tokenizer: it is that of BERT-base,
+uncased, and is taken from there.
 """
 
 from __future__ import annotations
@@ -79,19 +80,7 @@ class VisualBert(PairEncoder):
         Raises:
             DataError: E401 to E406 as of all encoders, of each of the three parts.
         """
-        place = self.options.weights
-        if place is None:
-            own, seen = self.options, Options()
-        else:
-            if not (place / "visualbert").is_dir():
-                raise DataError(
-                    f"E403 {place} holds no folder visualbert: put VisualBERT's config.json, "
-                    f"weights and tokenizer into {place / 'visualbert'}, and the weights of "
-                    f"{_DETECTORS[self.variant]} into {place / 'detector'}"
-                )
-            own = replace(self.options, weights=place / "visualbert")
-            beside = place / "detector"
-            seen = Options(weights=beside if beside.exists() else None)
+        own, seen = self._places()
         self._load_bert(own)
         self.detector = self._detector(seen)
         try:
@@ -103,6 +92,23 @@ class VisualBert(PairEncoder):
                 f"--encoder {name} --download` fetches that"
             ) from problem
         self.module = nn.ModuleDict({"visualbert": self._bert, "detector": self.detector.module})
+
+    def _places(self) -> tuple[Options, Options]:
+        """Where VisualBERT's weights are, and where those of the detector."""
+        place = self.options.weights
+        if place is None:
+            return self.options, Options()
+        beside = place / "detector"
+        if (place / "visualbert").is_dir():
+            own = replace(self.options, weights=place / "visualbert")
+            return own, Options(weights=beside if beside.exists() else None)
+        if (place / "config.json").is_file() and not beside.exists():
+            return self.options, Options()
+        raise DataError(
+            f"E403 {place} holds no folder visualbert: put VisualBERT's config.json, weights and "
+            f"tokenizer into {place / 'visualbert'}, and the weights of "
+            f"{_DETECTORS[self.variant]} into {beside}"
+        )
 
     def _load_bert(self, options: Options) -> None:
         import transformers

@@ -229,7 +229,6 @@ def test_the_tokenizer_is_that_of_bert_where_the_folder_has_none(
         shutil.move(place / "visualbert" / name, kept / name)
     cache = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(cache))
     with pytest.raises(DataError, match=r"E401 .*no tokenizer.*hf download google-bert/bert-base"):
         loaded(place, variant="grid")
     snapshot = cache / "models--google-bert--bert-base-uncased/snapshots/abc"
@@ -241,6 +240,23 @@ def test_the_tokenizer_is_that_of_bert_where_the_folder_has_none(
         shutil.copy(file, snapshot)
     encoder = loaded(place, variant="grid")
     assert encoder.tokenize(TEXTS) == loaded(grid_folder, variant="grid").tokenize(TEXTS)
+
+
+def test_a_folder_of_visualbert_alone_leaves_the_detector_to_its_own_place(
+    grid_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    with pytest.raises(DataError, match=r"E401 timm/resnet50.*--encoder resnet50 --download"):
+        loaded(grid_folder / "visualbert", variant="grid")
+    snapshot = cache / "models--timm--resnet50.a1_in1k/snapshots/abc"
+    shutil.copytree(grid_folder / "detector", snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text("abc")
+    alone = loaded(grid_folder / "visualbert", variant="grid")
+    both = loaded(grid_folder, variant="grid")
+    found = [encoded(encoder, TEXTS, pictures()).pooled for encoder in (alone, both)]
+    assert torch.equal(*found)
 
 
 def test_options_that_mean_nothing_are_refused(grid_folder: Path) -> None:
@@ -259,8 +275,12 @@ def test_options_that_mean_nothing_are_refused(grid_folder: Path) -> None:
 
 
 def test_folders_of_something_else(grid_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"E403 .*holds no folder visualbert: put .* faster-rcnn"):
-        loaded(grid_folder / "visualbert")
+    mixed = tmp_path / "mixed"
+    shutil.copytree(grid_folder / "visualbert", mixed)
+    (mixed / "detector").mkdir()
+    for place in (tmp_path, mixed):
+        with pytest.raises(DataError, match=r"E403 .*no folder visualbert: put .* faster-rcnn"):
+            loaded(place)
     with pytest.raises(DataError, match=r"E406 .*vectors of 2048 numbers.*region gives 1024"):
         loaded(grid_folder)
     place = tmp_path / "m"
