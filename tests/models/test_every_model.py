@@ -15,13 +15,19 @@ from mmbench.modality import MODALITIES
 from mmbench.models.base import MODELS, Batch
 
 NAMES = MODELS.names()
-SHARED = {"__init__", "base", "fusion", "graph", "item_graphs", "losses", "neighbours"}
+SHARED = {"__init__", "base", "branches", "fusion", "graph", "item_graphs", "losses", "neighbours"}
 SETTINGS = {
     "slim-bpr": {"learning_rate": 0.1, "batch_size": 8},
     "vbpr": {"visual_bias": True},
     "bpr-mf": {"regularization": 0.01},
+    "bm3": {"dropout": 0.0},
+    "smore": {"dropout": 0.0},
+    "lgmrec": {"noise": "never", "keep_rate": 1.0},
 }
 GRADIENT = [name for name in NAMES if MODELS.get(name).obj.fitting == "gradient"]
+# BM3 predicts targets that it holds still, so its loss is not the function whose gradient it
+# follows (its own tests hold them still too), and it has no negatives that it could score below.
+PAIRWISE = [name for name in GRADIENT if name != "bm3"]
 MULTIMODAL = [name for name in NAMES if MODELS.get(name).obj.modalities]
 PERSONAL = [name for name in NAMES if name != "popularity"]  # which knows no user
 
@@ -101,7 +107,7 @@ def test_every_parameter_has_a_gradient(name, build, train, given, batch):
         assert parameter.grad.abs().max() > 0, key
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", PAIRWISE)
 def test_gradients_equal_central_differences(name, build, train, given, batch):
     model = build(name, train, used(name, given), **settings(name)).double()
     rng = np.random.default_rng(0)
@@ -120,7 +126,7 @@ def test_gradients_equal_central_differences(name, build, train, given, batch):
             assert difference == pytest.approx(float(slope[position]), rel=1e-4, abs=1e-9), key
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", PAIRWISE)
 def test_the_loss_prefers_what_the_score_prefers(name, build, train, given, all_scores):
     model = build(name, train, used(name, given), **settings(name))
     scores = torch.from_numpy(all_scores(model, train))
