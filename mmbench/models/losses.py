@@ -5,6 +5,8 @@ Shapes: B rows of a batch, D vector width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +51,54 @@ def info_nce(anchors: Tensor, others: Tensor, temperature: float) -> Tensor:
         unit_b = F.normalize(full_precision(others), dim=1, eps=1e-12)
         logits = unit_a @ unit_b.T / temperature
         return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def summed_logsumexp(anchors: Tensor, keys: Tensor) -> Tensor:
+    """The sum over anchors of log of the sum over keys of exp(a_r . k_s), a scalar.
+
+    The denominators of a contrast with all users or items. Blocks of `_BLOCK_LOGITS` logits are
+    all that exists at once. Since the result is one number, its gradient is known but for a
+    factor when the blocks pass, so that none of them is computed again.
+
+    Args:
+        anchors: [B, D], divided by the temperature by the caller.
+        keys: [K, D], K at least 1.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        total: Tensor = _SummedLogSumExp.apply(full_precision(anchors), full_precision(keys))
+    return total
+
+
+_BLOCK_LOGITS = 1 << 20
+"""Logits of a contrast with all that exist at once: 4 MiB in float32, which caches hold."""
+
+
+class _SummedLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, keys: Tensor) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        anchors, columns = anchors.detach(), keys.detach().T.contiguous()  # [B, D], [D, K]
+        total = anchors.new_zeros(())
+        of_anchors, of_columns = torch.empty_like(anchors), torch.zeros_like(columns)
+        n_rows = max(1, _BLOCK_LOGITS // len(keys))
+        memory = anchors.new_empty(min(n_rows, len(anchors)), len(keys))
+        for start in range(0, len(anchors), n_rows):
+            block = anchors[start : start + n_rows]
+            logits = torch.mm(block, columns, out=memory[: len(block)])
+            largest = logits.amax(dim=1, keepdim=True)
+            shares = logits.sub_(largest).exp_()
+            sums = shares.sum(dim=1, keepdim=True)
+            total = total + (largest + sums.log()).sum()
+            if wanted:  # products with few rows instead of few columns: several times as fast
+                of_anchors[start : start + n_rows] = (columns @ shares.T).T / sums
+                of_columns.addmm_((block / sums).T, shares)
+        ctx.save_for_backward(of_anchors, of_columns)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
+        of_anchors, of_columns = ctx.saved_tensors
+        return gradients[0] * of_anchors, gradients[0] * of_columns.T
 
 
 def full_precision(dense: Tensor) -> Tensor:
