@@ -20,6 +20,9 @@ SETTINGS = {
     "slim-bpr": {"learning_rate": 0.1, "batch_size": 8},
     "vbpr": {"visual_bias": True},
     "bpr-mf": {"regularization": 0.01},
+    "lattice": {"rebuild": "batch"},  # then every step has the gradient of the first
+    "micro": {"rebuild": "batch"},
+    "mmgcl": {"dropout": 0.0, "masking": {"visual": 1.0}},  # then a step draws nothing
     "bm3": {"dropout": 0.0},
     "smore": {"dropout": 0.0},
     "lgmrec": {"noise": "never", "keep_rate": 1.0},
