@@ -47,6 +47,7 @@ class Flava(PairEncoder):
 
     hub = Hub("facebook/flava-full", licence="BSD-3-Clause")
     modalities: ClassVar[tuple[str, ...]] = ("visual", "textual", "joint")
+    is_joint = False
     variants = ("hidden", "proj", "joint")
     citation = "Singh et al., CVPR 2022"
     architecture = "FlavaModel"
@@ -88,10 +89,6 @@ class Flava(PairEncoder):
             "preprocessing": dict(self.preprocessing.settings),
             "preprocessing_from": self._made_by,
         }
-
-    def _text_config(self) -> Any:
-        config: Any = self.module.config
-        return config.text_config
 
     def read_picture(self, picture: Image.Image, item: str) -> Tensor:
         """An upright RGB picture as float32 [3, H, W]."""

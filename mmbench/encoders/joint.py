@@ -93,9 +93,12 @@ class PairEncoder(NeuralEncoder):
             )
         self.limit = min(asked or self.max_tokens, known)
 
+    def _config(self) -> Any:
+        """The configuration of the model that reads the text."""
+        return self.module.config
+
     def _text_config(self) -> Any:
-        config: Any = self.module.config
-        return config.get_text_config()
+        return self._config().get_text_config()
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -104,6 +107,7 @@ class PairEncoder(NeuralEncoder):
             "version": 1,
             **self.weights.facts,
             "architecture": self.architecture,
+            "attention": self._config()._attn_implementation,
             "variant": self.variant,
             "l2_normalised": False,
             "max_tokens": self.limit,

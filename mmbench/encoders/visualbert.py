@@ -145,17 +145,16 @@ class VisualBert(PairEncoder):
             return replace(self.weights, name=_BERT.id, folder=folder)
         return self.weights
 
-    def _text_config(self) -> Any:
+    def _config(self) -> Any:
         return self._bert.config
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """Everything that determines the result, after `load`."""
-        return {
-            **super().settings,
-            "preprocess": self.options.preprocess,
-            "detector": dict(self.detector.settings),
-        }
+        # What the detector's weights are matters, not whence they came.
+        whence = ("model", "revision")
+        seen = {key: value for key, value in self.detector.settings.items() if key not in whence}
+        return {**super().settings, "preprocess": self.options.preprocess, "detector": seen}
 
     def read_picture(self, picture: Image.Image, item: str) -> Tensor:
         """A picture as the detector takes it."""

@@ -203,6 +203,7 @@ def test_settings_are_json_and_tell_what_matters(folder: Path, preprocess: str) 
     encoder = loaded(folder)
     settings = encoder.settings
     assert json.loads(json.dumps(settings)) == settings
+    assert settings["attention"] == "eager"  # these have no other
     assert settings["weights_sha256"] == encoder.weights.digest
     assert settings["max_tokens"] == POSITIONS  # fewer than the 77 of the published weights
     assert not settings["l2_normalised"]

@@ -229,6 +229,7 @@ def test_settings_are_json_and_tell_what_matters(folder: Path) -> None:
     encoder = loaded(folder)
     settings = encoder.settings
     assert json.loads(json.dumps(settings)) == settings
+    assert settings["attention"] == "eager"  # these have no other
     assert settings["weights_sha256"] == encoder.weights.digest
     assert settings["preprocessing"]["short"] == 96
     assert settings["preprocessing_from"] == "preprocessor_config.json"

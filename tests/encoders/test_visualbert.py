@@ -257,6 +257,7 @@ def test_a_folder_of_visualbert_alone_leaves_the_detector_to_its_own_place(
     both = loaded(grid_folder, variant="grid")
     found = [encoded(encoder, TEXTS, pictures()).pooled for encoder in (alone, both)]
     assert torch.equal(*found)
+    assert alone.settings == both.settings
 
 
 def test_options_that_mean_nothing_are_refused(grid_folder: Path) -> None:
