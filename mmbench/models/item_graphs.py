@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmbench.errors import ConfigError
 from mmbench.models.base import ItemFeatures
+from mmbench.models.graph import SparseOperator
 
 BLOCK_ROWS = 512
 """Rows of an item-by-item matrix that exist at once."""
@@ -42,13 +44,18 @@ def item_neighbours(
     """
     n_items = len(features)
     k = min(k, n_items if include_self else n_items - 1)
+    features = features.detach()
     norms = torch.linalg.vector_norm(features, dim=1)
+    unit = F.normalize(features, dim=1, eps=1e-12)
     indices = torch.empty(n_items, k, dtype=torch.int64, device=features.device)
     values = torch.empty(n_items, k, dtype=features.dtype, device=features.device)
     for start in range(0, n_items, BLOCK_ROWS):
         rows = slice(start, min(start + BLOCK_ROWS, n_items))
-        scale = torch.outer(norms[rows], norms) + shrinkage
-        block = (features[rows] @ features.T) / scale.clamp_min(1e-12)
+        if shrinkage:
+            scale = torch.outer(norms[rows], norms) + shrinkage
+            block = (features[rows] @ features.T) / scale.clamp_min(1e-12)
+        else:  # rows of length one first: a block is the product alone
+            block = unit[rows] @ unit.T
         if not include_self:
             block.diagonal(start).fill_(-torch.inf)
         indices[rows] = largest_columns(block, k)
@@ -59,9 +66,21 @@ def item_neighbours(
 def largest_columns(block: Tensor, k: int) -> Tensor:
     """Columns of the k largest values of each row, int64 [B, k], ascending.
 
-    Among equals the lowest columns win, which `torch.topk` does not promise.
+    Among equals the lowest columns win, which `torch.topk` does not promise: rows where the k-th
+    value has an equal outside are looked at again.
     """
-    smallest = block.topk(k, dim=1).values[:, -1:]
+    if k in (0, block.shape[1]):
+        return torch.arange(k, device=block.device).repeat(len(block), 1)
+    values, columns = block.topk(k + 1, dim=1)
+    columns = columns[:, :k].sort(dim=1).values
+    tied = (values[:, k - 1] == values[:, k]).nonzero()[:, 0]
+    if len(tied):
+        columns[tied] = _lowest_of_equals(block[tied], values[tied, k - 1 : k], k)
+    return columns
+
+
+def _lowest_of_equals(block: Tensor, smallest: Tensor, k: int) -> Tensor:
+    """`largest_columns` where the k-th largest value of each row, [B, 1], has equals."""
     above, equal = block > smallest, block == smallest
     room = k - above.sum(dim=1, keepdim=True)
     keep = above | (equal & (equal.cumsum(dim=1) <= room))
@@ -153,3 +172,129 @@ def mixing_weights(modalities: Sequence[str], visual: float) -> dict[str, float]
     return {
         name: visual if name == "visual" else (1.0 - visual) / len(others) for name in modalities
     }
+
+
+@dataclass(frozen=True)
+class NeighbourGraph:
+    """A graph of items as W senders of each item and their weights, which may carry gradient.
+
+    Attributes:
+        indices: int64 [I, W]; a sender that stands twice counts with the sum of its weights.
+        weights: [I, W].
+    """
+
+    indices: Tensor
+    weights: Tensor
+
+    def scaled(self, factor: Tensor | float) -> NeighbourGraph:
+        """The graph with every weight times a factor."""
+        return NeighbourGraph(self.indices, self.weights * factor)
+
+    def normalised(self) -> NeighbourGraph:
+        """The graph by `normalised_similarities`."""
+        return NeighbourGraph(self.indices, normalised_similarities(self.indices, self.weights))
+
+    def propagate(self, dense: Tensor, n_layers: int) -> Tensor:
+        """G^n X, [I, D], with gradient to X and to the weights."""
+        # Autocast would halve what the weights are given with.
+        with torch.autocast(dense.device.type, enabled=False):
+            for _ in range(n_layers):
+                dense = F.embedding_bag(
+                    self.indices, dense, mode="sum", per_sample_weights=self.weights
+                )
+        return dense
+
+    def frozen(self) -> SparseOperator:
+        """The graph as a constant, which is faster to go over many times."""
+        n_items, width = self.indices.shape
+        pointers = np.arange(n_items + 1) * width
+        values = self.weights.detach().cpu().numpy().ravel()
+        columns = self.indices.cpu().numpy().ravel()
+        # A copy, as summing happens in place and the arrays are the tensors' own memory.
+        matrix = sp.csr_array((values, columns, pointers), shape=(n_items, n_items), copy=True)
+        matrix.sum_duplicates()
+        return SparseOperator(matrix).to(self.weights.device, self.weights.dtype)
+
+
+def joined_graph(*graphs: NeighbourGraph) -> NeighbourGraph:
+    """The sum of graphs over the same items."""
+    return NeighbourGraph(
+        torch.cat([graph.indices for graph in graphs], dim=1),
+        torch.cat([graph.weights for graph in graphs], dim=1),
+    )
+
+
+def raw_graph(features: ItemFeatures, k: int) -> NeighbourGraph:
+    """`knn_graph` by "cosine" (KNN-w) as neighbours and weights, on the features' device."""
+    indices, similarities = raw_neighbours(features, k)
+    weights = normalised_similarities(indices, similarities)
+    device = features.matrix.device
+    return NeighbourGraph(indices.to(device), weights.to(device))
+
+
+def learned_similarities(features: Tensor, k: int) -> NeighbourGraph:
+    """The k items nearest to each by cosine, with similarities that carry gradient to F [I, D].
+
+    The choice of the k is not differentiated. Not normalised yet.
+    """
+    features = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+    with torch.autocast(features.device.type, enabled=False):
+        with torch.no_grad():
+            indices, _ = item_neighbours(features, k)
+        return NeighbourGraph(indices, cosine_of_pairs(features, indices))
+
+
+class LearnedGraphs(nn.Module):
+    """Item graphs that are built with gradient, then stand still for a while.
+
+    LATTICE and MICRO build theirs in the first batch of an epoch. Beside them stand the graphs of
+    the raw features, which never change. Neither is among the stored weights.
+    """
+
+    raw_indices: Tensor
+    raw_weights: Tensor
+
+    def __init__(self, raw: Sequence[NeighbourGraph]) -> None:
+        super().__init__()
+        for name, parts in (
+            ("raw_indices", [graph.indices for graph in raw]),
+            ("raw_weights", [graph.weights for graph in raw]),
+        ):
+            stacked = torch.stack(parts) if parts else torch.empty(0)
+            self.register_buffer(name, stacked, persistent=False)  # [M, I, k]
+        self.kept = nn.ModuleList()
+
+    def raw(self) -> list[NeighbourGraph]:
+        """The graphs of the raw features, one for each modality."""
+        pairs = zip(self.raw_indices, self.raw_weights, strict=True)
+        return [NeighbourGraph(indices, weights) for indices, weights in pairs]
+
+    def forget(self) -> None:
+        """Let the next `propagate` build anew."""
+        self.kept = nn.ModuleList()
+
+    def propagate(
+        self,
+        dense: Tensor,
+        n_layers: int,
+        build: Callable[[], Sequence[NeighbourGraph]],
+        *,
+        keep: bool = True,
+    ) -> list[Tensor]:
+        """G^n X of each graph, [I, D]: newly built with gradient, or kept without.
+
+        Args:
+            dense: X, [I, D].
+            n_layers: n.
+            build: makes the graphs.
+            keep: whether later calls, up to `forget`, take the graphs built now.
+        """
+        if len(self.kept):
+            return [graph.last_power(dense, n_layers) for graph in self._kept()]
+        built = build()
+        if keep:
+            self.kept = nn.ModuleList(graph.frozen() for graph in built)
+        return [graph.propagate(dense, n_layers) for graph in built]
+
+    def _kept(self) -> list[SparseOperator]:
+        return [graph for graph in self.kept if isinstance(graph, SparseOperator)]
