@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbench.models.base import ItemFeatures
@@ -65,6 +66,40 @@ def split_columns(joined: Tensor, n_views: int) -> tuple[Tensor, ...]:
     the graph once, and the result is the same.
     """
     return joined.chunk(n_views, dim=1)
+
+
+class PreferenceBranch(nn.Module):
+    """One modality's start of all nodes: [T ; W_2 leaky(W_1 X + b_1) + b_2], rows of length one.
+
+    DualGNN and DRAGON (arXiv 2301.12097) share it. T, [U, D], is what users think of the
+    modality; X, [I, F], does not learn.
+    """
+
+    features: Tensor  # X
+
+    def __init__(self, features: Tensor, n_users: int, hidden_size: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("features", features.float(), persistent=False)
+        self.preferences = nn.Parameter(torch.empty(n_users, size))  # T
+        nn.init.xavier_normal_(self.preferences)
+        self.hidden = nn.Linear(features.shape[1], hidden_size)  # W_1, b_1
+        self.project = nn.Linear(hidden_size, size)  # W_2, b_2
+
+    def forward(self) -> Tensor:
+        """The start of users, then items, [U + I, D]."""
+        items = self.project(F.leaky_relu(self.hidden(self.features), 0.01, inplace=True))
+        return unit_rows(torch.cat([self.preferences, items]))
+
+
+def preference_penalty(branches: nn.ModuleDict, weights: Tensor | None, users: Tensor) -> Tensor:
+    """Mean squares of some users' rows of every T, summed, and of all weights [U, M], a scalar.
+
+    What DualGNN and DRAGON keep small.
+    """
+    tables: list[Tensor] = [branch.preferences for branch in branches.values()]  # type: ignore[misc]
+    rows = torch.stack([table.index_select(0, users) for table in tables])  # [M, B, D]
+    total = rows.square().mean(dim=(1, 2)).sum()
+    return total if weights is None else total + weights.square().mean()
 
 
 def unit_rows(rows: Tensor) -> Tensor:
