@@ -35,6 +35,7 @@ from mmbench.encoders.base import ENCODERS, CorpusEncoder
 from mmbench.encoders.neural import NeuralEncoder, Options
 from mmbench.engine.contents import TextTemplate, compose_texts
 from mmbench.engine.extraction import Extraction, How, extract_neural
+from mmbench.engine.ranks import joined_ranks
 from mmbench.errors import ConfigError, DataError
 
 SEED = 0
@@ -84,7 +85,9 @@ def extract_sets(name: str, encoder: str, data_dir: Path, how: How) -> list[Extr
         raise ConfigError(
             f"{entry.name} has no weights and takes none of the options of models; leave them out"
         )
-    return [_extract(dataset, entry.name, made, how)]
+    with joined_ranks() as ranks:
+        found = ranks.together(lambda: _extract(dataset, entry.name, made, how), first_only=True)
+        return [found or _extract(dataset, entry.name, made, replace(how, force=False))]
 
 
 def set_name(encoder: str, options: Options) -> str:

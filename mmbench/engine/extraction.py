@@ -155,8 +155,10 @@ def extract_neural(
         if not ranks.is_first:
             how = replace(how, watch=Watch(), agree=None)
         # The first process fetches what is to be fetched; the others find it then.
-        ranks.together(lambda: _find(encoder, how), first_only=True)
-        tasks = ranks.together(lambda: _tasks(dataset, encoder, how)) or []
+        weights = ranks.together(lambda: _find(encoder, how), first_only=True)
+        if not ranks.is_first:
+            weights = _find(encoder, replace(how, fetch=False))
+        tasks = ranks.together(lambda: _tasks(dataset, encoder, how, weights)) or []
         done: list[Extraction] = []
         todo = []
         for task in tasks:
@@ -170,7 +172,7 @@ def extract_neural(
         features = dataset.root / "features"
         ranks.together(lambda: stack.enter_context(alone(features, name)), first_only=True)
         ranks.together(encoder.load)
-        encoder.module.requires_grad_(False).eval().to(compute.device)
+        encoder.module.eval().to(compute.device)
         for task in todo:
             done += _make(_Making(dataset, name, encoder, task, how, ranks, compute))
         return done
@@ -205,13 +207,14 @@ def _find(encoder: NeuralEncoder, how: How) -> Weights | None:
     return find_weights(hub, options, fetch=how.fetch, agree=how.agree)
 
 
-def _tasks(dataset: PreparedDataset, encoder: NeuralEncoder, how: How) -> list[_Task]:
+def _tasks(
+    dataset: PreparedDataset, encoder: NeuralEncoder, how: How, weights: Weights | None
+) -> list[_Task]:
     """The jobs that have contents.
 
     Raises:
         DataError: none has.
     """
-    weights = _find(encoder, replace(how, fetch=False))
     # Of what is on no hub, other parts (a tokenizer) may come from elsewhere.
     about = None if weights is None or encoder.hub.address else _fingerprint_of(weights)
     tasks = []

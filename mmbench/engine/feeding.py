@@ -174,8 +174,8 @@ class Feed:
         _refuse_changed(path, self._contents.picture_hashes[item])
         try:
             return self._encoder.read_picture(open_picture(path), self._ids[item])
-        except DataError as problem:
-            return str(problem)
+        except (DataError, ValueError, OSError) as problem:
+            return str(problem) or type(problem).__name__
 
     def _finish(self, shard: Shard, read: Read, is_last: bool) -> Ready:
         group, texts, futures = read

@@ -6,6 +6,7 @@ a process that died at once, where NCCL would wait for a time-out.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,9 +93,13 @@ def joined_ranks() -> Iterator[Ranks]:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes did not find one another "
             f"({problem}); start them with torchrun, or unset WORLD_SIZE"
         ) from problem
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
-    finally:
+    # Left open for the next encoder: to meet a second time, processes would need another place.
+    atexit.register(_leave)
+    yield Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
