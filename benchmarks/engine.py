@@ -172,13 +172,13 @@ def summary(results: list[Measured]) -> Table:
         table.add_row(
             one.work,
             f"{one.median_s:.3f}",
-            _number(one.toolbox_median_s, 3),
-            _number(one.ratio, 2),
+            number(one.toolbox_median_s, 3),
+            number(one.ratio, 2),
             f"{NEEDED[one.work]:.1f}{met}",
             f"{one.floor_s:.3f}",
             f"{one.median_s / one.floor_s:.2f}",
-            _number(one.memory_mib, 0),
-            _number(one.toolbox_memory_mib, 0),
+            number(one.memory_mib, 0),
+            number(one.toolbox_memory_mib, 0),
         )
     return table
 
@@ -202,7 +202,8 @@ def floors_table(results: list[Measured]) -> Table:
     return table
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A figure for a table; a dash for none."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -283,8 +284,8 @@ def main(
         if inter:
             data = from_inter(inter)
         else:
-            data = from_dataset(dataset, data_dir) if dataset else synthetic(*_counts(size, 3))
-        visual, textual = _counts(widths, 2)
+            data = from_dataset(dataset, data_dir) if dataset else synthetic(*counts(size, 3))
+        visual, textual = counts(widths, 2)
         with tempfile.TemporaryDirectory(prefix="mmbench-benchmark-") as folder:
             workload = build(*data, (visual, textual), Path(folder))
             toolbox = None
@@ -319,7 +320,8 @@ def main(
         json_file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _counts(text: str, n: int) -> tuple[int, ...]:
+def counts(text: str, n: int) -> tuple[int, ...]:
+    """The n positive numbers in a text such as 4096,384; raises `click.UsageError`."""
     parts = text.split(",")
     if len(parts) != n or not all(part.strip().isdecimal() and int(part) for part in parts):
         raise click.UsageError(f"{text!r} is not {n} positive numbers with commas between")

@@ -32,10 +32,10 @@ BLOCK = 256
 def floor(work: str, workload: Workload, model: Recommender, machine: Machine) -> list[Part]:
     """The parts of the floor of one piece of work."""
     if work == "evaluation":
-        return _evaluation(workload, machine)
+        return evaluation_floor(workload, machine)
     triples = TripleSampler(workload.train).epoch(torch.Generator().manual_seed(0))
     steps = -(-len(triples.users) // BATCH)
-    parts = _updates(model, steps, len(triples.users), machine)
+    parts = update_floor(model, steps, len(triples.users), machine)
     if work == "LightGCN":
         assert isinstance(model.graph, SymmetricOperator)
         products = 4 * steps
@@ -47,7 +47,8 @@ def floor(work: str, workload: Workload, model: Recommender, machine: Machine) -
     return parts
 
 
-def _evaluation(workload: Workload, machine: Machine) -> list[Part]:
+def evaluation_floor(workload: Workload, machine: Machine) -> list[Part]:
+    """All scores, and each of them read once."""
     n_scores = len(workload.target.users) * workload.n_items
     rate = machine.product_rate(BLOCK, WIDTH, workload.n_items)
     return [
@@ -61,7 +62,8 @@ def _evaluation(workload: Workload, machine: Machine) -> list[Part]:
     ]
 
 
-def _updates(model: Recommender, steps: int, n_rows: int, machine: Machine) -> list[Part]:
+def update_floor(model: Recommender, steps: int, n_rows: int, machine: Machine) -> list[Part]:
+    """Adam over all weights, and the rows of the batches of an epoch."""
     weights = [parameter.numel() for parameter in model.parameters()]
     moved = 32 * sum(weights) * steps
     # The vectors have the tables' size: where those fit into a cache, so does the measurement.

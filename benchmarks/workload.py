@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -101,31 +102,47 @@ class Workload:
 
 def prepare(work: str, workload: Workload, compute: Compute) -> tuple[Run, Recommender]:
     """Build all that a piece of work needs, and return what runs it, and its model."""
-    recipe = recipe_of(work)
-    given = workload.load_features() if recipe.model == "vbpr" else []
-    seeding.seed_globals(0, "init")
-    model: Recommender = MODELS.get(recipe.model).obj(recipe.settings, workload.train, given)
-    model = model.to(compute.device)
-    ranker = workload.ranker(compute)
-
+    name = MODEL_OF[work]
+    recipe = recipe_of(name, SETTINGS[name])
+    model = build_model(recipe, workload, compute)
     if work == "evaluation":
-
-        def evaluate() -> dict[str, float]:
-            lists = ranker.rank(model, DEPTH)
-            return {str(metric): float(metric.values(lists).mean()) for metric in METRICS}
-
-        return evaluate, model
-
-    train = to_device(workload.train, compute.device)
-    loop = TrainingLoop(recipe, model, train, ranker, compute)
+        return evaluation(model, workload.ranker(compute)), model
+    loop = training_loop(recipe, model, workload, compute)
     return lambda: dict(loop._epoch(1)["losses"]), model
 
 
-def recipe_of(work: str) -> RunRecipe:
-    """The recipe of a piece of work: Adam, batches of 2048, 64 dimensions."""
-    name = MODEL_OF[work]
-    raw = {"model": {"name": name, **SETTINGS[name]}, "training": {"batch_size": BATCH}}
+def recipe_of(name: str, settings: dict[str, Any], weight_decay: float = 0.0) -> RunRecipe:
+    """The recipe of a model with some settings: Adam, batches of 2048."""
+    training = {"batch_size": BATCH, "weight_decay": weight_decay}
+    raw = {"model": {"name": name, **settings}, "training": training}
     return Recipe(raw, "benchmark").expand()[0]
+
+
+def build_model(recipe: RunRecipe, workload: Workload, compute: Compute) -> Recommender:
+    """The model of a recipe on its device, freshly initialised; features if it knows any."""
+    kind = MODELS.get(recipe.model).obj
+    given = workload.load_features() if kind.modalities else []
+    seeding.seed_globals(0, "init")
+    model: Recommender = kind(recipe.settings, workload.train, given)
+    return model.to(compute.device)
+
+
+def training_loop(
+    recipe: RunRecipe, model: Recommender, workload: Workload, compute: Compute
+) -> TrainingLoop:
+    """The engine's loop around a model."""
+    train = to_device(workload.train, compute.device)
+    return TrainingLoop(recipe, model, train, workload.ranker(compute), compute)
+
+
+def evaluation(model: Recommender, ranker: Ranker) -> Run:
+    """Ranks the validation part and computes the 16 metrics."""
+
+    def evaluate() -> dict[str, float]:
+        lists = ranker.rank(model, DEPTH)
+        return {str(metric): float(metric.values(lists).mean()) for metric in METRICS}
+
+    return evaluate
 
 
 def from_dataset(name: str, data_dir: Path) -> tuple[str, NDArray[np.int64]]:
