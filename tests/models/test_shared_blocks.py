@@ -131,6 +131,36 @@ def test_weighted_sums_over_edges_and_both_gradients(edges):
     assert torch.autograd.gradcheck(edges, (weights, dense))
 
 
+def test_products_along_edges_from_more_senders_than_receivers():
+    receivers, senders = torch.tensor([2, 0, 2, 0]), torch.tensor([4, 3, 0, 1])
+    edges = EdgeGraph(receivers, senders, 3, 5)
+    assert edges.receivers.tolist() == receivers[edges.order].tolist() == [0, 0, 2, 2]
+    assert edges.senders.tolist() == senders[edges.order].tolist() == [1, 3, 0, 4]
+    received = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    sent = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    expected = [received[r] @ sent[s] for r, s in zip([0, 0, 2, 2], [1, 3, 0, 4], strict=True)]
+    torch.testing.assert_close(edges.dots(received, sent), torch.stack(expected))
+    assert torch.autograd.gradcheck(edges.dots, (received, sent))
+    weights = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    result = edges(weights, sent)
+    assert result.shape == (3, 2)
+    assert not result[1].any()  # which receives nothing
+    torch.testing.assert_close(result[2], weights[2] * sent[0] + weights[3] * sent[4])
+    assert torch.autograd.gradcheck(edges, (weights, sent))
+
+
+def test_edges_take_half_precision_in_full(edges):
+    rows = torch.randn(4, 3, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = edges.softmax(edges.dots(rows, rows))
+        result = edges(weights, rows)
+    assert result.dtype == torch.float32
+    result.square().sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.dtype == torch.bfloat16
+    assert torch.isfinite(rows.grad).all()
+
+
 def test_a_graph_of_some_edges_counts_their_degrees_alone(train):
     kept = torch.arange(0, len(train.users), 2)
     users, items = train.users[kept], train.items[kept]
