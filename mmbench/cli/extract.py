@@ -110,6 +110,12 @@ class BatchSize(click.ParamType):  # type: ignore[type-arg]  # generic in the ne
 )
 @click.option("--dim", type=click.IntRange(min=1), metavar="D", help="With --from: columns.")
 @click.option("--l2", is_flag=True, help="With --from: scale rows to length 1, at last.")
+@click.option(
+    "--nearest", metavar="KEY", help="Print the items nearest to --item in this stored set."
+)
+@click.option(
+    "--item", "items", multiple=True, metavar="TEXT", help="Id or title, for --nearest; repeatable."
+)
 @click.option("--list", "list_encoders", is_flag=True, help="List the encoders, and stop.")
 @click.option("--force", is_flag=True, help="Make again what is there already.")
 @options.data_dir_option
@@ -135,6 +141,7 @@ def extract(
       mmbench extract mydata --encoder timm:convnext_tiny.fb_in1k --download
       mmbench extract mydata --from visual__clip-vit-b16 --whiten zca
       mmbench extract mydata --from-file x.npy --modality visual --ids items.txt
+      mmbench extract movielens-100k --nearest textual__minilm-l6 --item "Toy Story"
     """
     # Imported here because encoders take seconds to load and --help must not wait.
     from mmbench.cli import extracting
@@ -146,7 +153,13 @@ def extract(
         raise click.UsageError(
             "name a prepared dataset; `mmbench extract --list` shows the encoders"
         )
+    items, key = given.pop("items"), given.pop("nearest")
     _check_usage(given)
+    if key is not None or items:
+        if key is None or not items:
+            raise click.UsageError("--nearest KEY and --item TEXT go together")
+        extracting.print_nearest(dataset, data_dir, key, items, output)
+        return
     done = extracting.make_sets(dataset, data_dir, given)
     if extracting.is_first_process():
         extracting.print_done(done, output)

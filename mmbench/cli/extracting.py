@@ -262,3 +262,22 @@ def _remarks(result: Extraction) -> Iterator[str]:
     if result.is_new and result.n_encoded:
         rate = result.n_encoded / max(1e-6, result.time_s)
         yield f"{result.time_s:,.1f} s, {rate:,.1f} items/s, loading and writing included"
+
+
+def print_nearest(
+    dataset: str, data_dir: Path, key: str, texts: Sequence[str], output: str
+) -> None:
+    """Print the five items nearest to each of some items."""
+    from dataclasses import asdict
+
+    from mmbench.data.prepared import load_dataset
+    from mmbench.engine.nearest import nearest
+
+    found = nearest(load_dataset(dataset, data_dir), key, texts, k=5)
+    if output == "json":
+        console.text(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    for one in found:
+        console.text(f"{one.title or one.item}  ({key})")
+        for item, title, cosine in one.near:
+            console.text(f"  {cosine:6.3f}  {title or item}")
