@@ -19,9 +19,10 @@ Departures: the released code minimises A and B in turn on the same batch, with 
 and a tenth of the rate for B; here one Adam minimises A + contrast_weight * B. NCE is the mean
 over rows, not the sum: an Adam of its own does not see that factor, a shared one does. With the
 weight 0.01 Recall@20 on the demo shop is 0.27, with two Adams 0.25, with the weight 0.1 it is
-0.12: B's temperature makes its gradient large. Users are drawn with their interactions and not each once in a batch. `contrast: released`
-repeats a slip in its denominators: of the items' pairs (text, ids) they compare text with
-pictures, of (text, pictures) text with text. Without features this is E with BPR.
+0.12: B's temperature makes its gradient large. Users are drawn with their interactions and not
+each once in a batch. `contrast: released` repeats a slip in its denominators: of the items' pairs
+(text, ids) they compare text with pictures, of (text, pictures) text with text. Without features
+this is E with BPR.
 `integration: fusion` scores by one vector for each user and item, the mean of the branches':
 x_ui = e*_u . e*_i, and loss A has one BPR, of that score.
 """
