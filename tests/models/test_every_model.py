@@ -32,10 +32,13 @@ SETTINGS = {
     "bpr-mf": {"regularization": 0.01},
     "lattice": {"rebuild": "batch"},  # then every step has the gradient of the first
     "micro": {"rebuild": "batch"},
+    "mcln": {"counterfactuals": "negatives"},
     # So a step draws nothing, and the contrast leaves the checkerboard's equal users equal.
     "mmgcl": {"dropout": 0.0, "masking": {"visual": 1.0}, "ssl_weight": 0.05},
     "bm3": {"dropout": 0.0},
     "smore": {"dropout": 0.0},
+    # Turning gradients round makes them those of no function; its own tests look at each side.
+    "mmssl": {"dropout": 0.0, "adversary_weight": 0.0},
     "lgmrec": {"noise": "never", "keep_rate": 1.0},
 }
 GRADIENT = [name for name in NAMES if MODELS.get(name).obj.fitting == "gradient"]
