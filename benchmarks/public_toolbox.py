@@ -152,10 +152,19 @@ class PublicToolbox:
             with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
                 warnings.simplefilter("ignore")
                 model = helpers.get_model(name)(config, loader).to(config["device"])
+                self._demote(model)
                 trainer = helpers.get_trainer()(config, model)
         except ModuleNotFoundError as problem:
             raise ConfigError(f"MMRec's {name} needs the package {problem.name}") from None
         return model, trainer, loader
+
+    def _demote(self, model: Any) -> None:
+        """Make a cache of results what it is on a GPU, a tensor; a parameter is not replaced."""
+        if "result_embed" in model._parameters:
+            model.result_embed = model._parameters.pop("result_embed").data
+            shim = "result_embed of DualGNN and DRAGON, a tensor as it is on a GPU"
+            if shim not in self.shims:
+                self.shims.append(shim)
 
     def _write_user_graph(self, file_name: str) -> None:
         """The 200 users who share most items with each user, as its own script counts them.
