@@ -49,8 +49,8 @@ def info_nce(anchors: Tensor, others: Tensor, temperature: float) -> Tensor:
     with torch.autocast(anchors.device.type, enabled=False):
         unit_a = F.normalize(full_precision(anchors), dim=1, eps=1e-12)
         unit_b = F.normalize(full_precision(others), dim=1, eps=1e-12)
-        logits = unit_a @ unit_b.T / temperature
-        return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        unit_a = unit_a / temperature
+        return (summed_logsumexp(unit_a, unit_b) - (unit_a * unit_b).sum()) / len(unit_a)
 
 
 def summed_logsumexp(anchors: Tensor, keys: Tensor) -> Tensor:
