@@ -24,6 +24,7 @@ class FeatureTables(nn.Module):
     def __init__(self, given: Sequence[ItemFeatures], *, frozen: bool) -> None:
         super().__init__()
         self.modalities = tuple(features.modality for features in given)
+        self._memory: dict[Any, Tensor] = {}
         for features in given:
             if frozen:
                 self.register_buffer(features.modality, features.matrix.float(), persistent=False)
@@ -36,9 +37,51 @@ class FeatureTables(nn.Module):
         table: Tensor = getattr(self, modality)
         return table
 
+    def projected(self, modality: str, layer: nn.Module) -> Tensor:
+        """X_m W + b of all items by a linear layer, [I, D], with gradient to all three.
+
+        On a CPU the gradient of X_m is written where the last one was, once nobody holds that:
+        asking the system for new pages takes as long as the product itself.
+        """
+        assert isinstance(layer, nn.Linear)
+        table = self[modality]
+        if table.is_cuda or not table.requires_grad or torch.is_autocast_enabled("cpu"):
+            projected: Tensor = layer(table)
+        else:
+            projected = _Projected.apply(table, layer.weight, layer.bias, self._memory)
+        return projected
+
     def rows(self, modality: str, items: Tensor) -> Tensor:
         """Rows of X_m of some items, [len(items), d_m]."""
         return self[modality].index_select(0, items)
+
+
+class _Projected(torch.autograd.Function):
+    """X W' + b; the gradient of X goes into memory that is kept by shape."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, weight: Tensor, bias: Tensor, memory: dict[Any, Tensor]
+    ) -> Tensor:
+        ctx.save_for_backward(table, weight)
+        ctx.memory = memory
+        return torch.addmm(bias.detach(), table.detach(), weight.detach().T)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        (table, weight), gradient = ctx.saved_tensors, gradients[0]
+        kept = ctx.memory.get((*table.shape, table.dtype))
+        if kept is None or _is_shared(kept):
+            kept = ctx.memory[(*table.shape, table.dtype)] = torch.empty_like(table)
+        torch.mm(gradient, weight, out=kept)
+        # Another tensor of the same memory: one that is held elsewhere would be copied.
+        return kept.detach(), gradient.T @ table, gradient.sum(dim=0), None
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    """Whether any other tensor has this one's memory, as a gradient not yet cleared does."""
+    # Two are the tensor itself and the storage object that this call makes.
+    return int(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)) > 2
 
 
 class QueryAttention(nn.Module):

@@ -146,7 +146,7 @@ class MGCN(Recommender):
         items = self.nodes[self.n_users :]  # Q
         seen = []
         for name in self.given:
-            gate = torch.sigmoid(self.gate[name](self.project[name](self.features[name])))
+            gate = torch.sigmoid(self.gate[name](self.features.projected(name, self.project[name])))
             graph = self.item_graphs[name]
             assert isinstance(graph, SparseOperator)
             seen.append(graph.last_power(items * gate, self.config.n_item_layers))  # I_m

@@ -196,7 +196,7 @@ class SMORE(Recommender):
         size = self.config.embedding_size
         spectra = {}
         for name in self.given:
-            content = losses.full_precision(self.project[name](self.features[name]))
+            content = losses.full_precision(self.features.projected(name, self.project[name]))
             spectra[name] = torch.fft.rfft(content, dim=1, norm="ortho")
         spectra[JOINED] = functools.reduce(torch.mul, spectra.values())
         return {

@@ -311,6 +311,40 @@ def test_raw_features_are_parameters_or_constants_and_never_the_given_memory():
     assert not torch.equal(trained["visual"], given.matrix)
 
 
+def test_projected_features_and_their_gradients():
+    tables = FeatureTables([features(torch.randn(5, 3))], frozen=False).double()
+    layer = torch.nn.Linear(3, 2).double()
+    table = tables["visual"]
+    torch.testing.assert_close(tables.projected("visual", layer), layer(table))
+    weight = torch.randn(5, 2, dtype=torch.float64)
+    leaves = [table, layer.weight, layer.bias]
+    mine = torch.autograd.grad((tables.projected("visual", layer) ** 2 * weight).sum(), leaves)
+    literal = torch.autograd.grad((layer(table) ** 2 * weight).sum(), leaves)
+    torch.testing.assert_close(mine, literal)
+
+
+def test_a_gradient_that_is_still_held_is_not_written_over():
+    tables = FeatureTables([features(torch.randn(5, 3))], frozen=False)
+    layer = torch.nn.Linear(3, 2)
+    table = tables["visual"]
+    (first,) = torch.autograd.grad(tables.projected("visual", layer).sum(), table)
+    before = first.clone()
+    (second,) = torch.autograd.grad(3 * tables.projected("visual", layer).sum(), table)
+    assert torch.equal(first, before)
+    torch.testing.assert_close(second, 3 * before)
+    for _ in range(2):  # two steps without clearing add up
+        tables.projected("visual", layer).sum().backward()
+    torch.testing.assert_close(table.grad, 2 * before)
+    del first, second
+    table.grad = None
+    tables.projected("visual", layer).sum().backward()
+    place = table.grad.data_ptr()
+    table.grad = None
+    tables.projected("visual", layer).sum().backward()
+    assert table.grad.data_ptr() == place
+    torch.testing.assert_close(table.grad, before)
+
+
 def test_attention_weighs_views_per_row():
     attention = QueryAttention(3).double()
     views = [torch.randn(4, 3, dtype=torch.float64) for _ in range(3)]
