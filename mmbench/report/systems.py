@@ -22,6 +22,7 @@ from mmbench.runs import Part, Run
 CANDIDATE_RULES = ("mask_validation_at_test",)
 """Keys of a run's protocol that change what is ranked; the others change training alone."""
 FEW_KEYS = 3
+_HASH = ".sha256"
 NONE = "none"
 
 
@@ -247,6 +248,10 @@ def _distinct_labels(systems: Sequence[System]) -> list[str]:
     settings = [_settings(system.runs[0]) for system in systems]
     keys = list(dict.fromkeys(key for values in settings for key in values))
     differing = [key for key in keys if len({values.get(key, NONE) for values in settings}) > 1]
+    # A hash says nothing where a name tells the features apart already.
+    named = [key for key in differing if not key.endswith(_HASH)]
+    if len({tuple(values.get(key, NONE) for key in named) for values in settings}) == len(settings):
+        differing = named
     shown = differing if len(differing) <= FEW_KEYS else _fewest(differing, settings)
     labels = [
         f"{system.label} ({', '.join(f'{key}={values.get(key, NONE)}' for key in shown)})"
@@ -274,7 +279,7 @@ def _settings(run: Run) -> dict[str, str]:
     rest = {key: value for key, value in recipe.items() if key not in ("label", "seeds", "model")}
     values = dict(_flatten({"model": recipe.get("model", {}), **rest}))
     for features in run.manifest.get("features") or []:
-        values[f"features.{features.get('modality')}.sha256"] = str(features.get("sha256"))[:8]
+        values[f"features.{features.get('modality')}{_HASH}"] = str(features.get("sha256"))[:8]
     return values
 
 

@@ -76,6 +76,20 @@ def test_equal_recipes_are_told_apart_by_the_features_they_read(lab):
     assert labels(runs) == [f"vbpr (features.visual.sha256={digit * 8})" for digit in "12"]
 
 
+def test_a_name_that_tells_features_apart_needs_no_hash(lab):
+    runs = [
+        lab.run(
+            "vbpr",
+            system=f"s{name}",
+            recipe={"features": {"textual": name}},
+            features=[{"key": name, "modality": "textual", "sha256": name * 16}],
+        )
+        for name in ("bert", "clip")
+    ]
+    names = ("bert", "clip")
+    assert labels(runs) == [f"vbpr (features.textual={name})" for name in names]
+
+
 def test_systems_without_any_recorded_difference_are_told_apart_by_their_hash(lab):
     runs = [lab.run("vbpr", system=digit * 16) for digit in "12"]
     assert labels(runs) == ["vbpr [11111111]", "vbpr [22222222]"]
