@@ -30,7 +30,7 @@ x_ui = e*_u . e*_i, and loss A has one BPR, of that score.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -174,14 +174,10 @@ class MGCL(Recommender):
                 name: F.normalize(losses.full_precision(rows), dim=1, eps=1e-12)
                 for name, rows in views.items()
             }
-            labels = torch.arange(len(first), device=first.device)
             total, names = first.new_zeros((), dtype=units["ids"].dtype), list(units)
-            # Both orders of a pair read one matrix of logits, by rows and by columns.
             for place, one in enumerate(names):
                 for other in names[place + 1 :]:
-                    logits = units[one] @ units[other].T / self.config.temperature
-                    total = total + F.cross_entropy(logits, labels)
-                    total = total + F.cross_entropy(logits.T, labels)
+                    total = total + _mutual_nce(units[one], units[other], self.config.temperature)
             if slip and {"textual", "visual"} <= set(names):
                 total = total + self._slip(units)
         return total
@@ -200,6 +196,48 @@ class MGCL(Recommender):
 
     def _log_sums(self, anchors: Tensor, others: Tensor) -> Tensor:
         return (anchors @ others.T / self.config.temperature).logsumexp(dim=1).mean()
+
+
+def _mutual_nce(one: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """NCE in both directions of rows of length one [B, D], a scalar."""
+    if 2 / temperature <= _LARGEST_SPAN:
+        result: Tensor = _MutualNCE.apply(one, other, temperature)
+        return result
+    logits, labels = one @ other.T / temperature, torch.arange(len(one), device=one.device)
+    return F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
+
+
+_LARGEST_SPAN = 80.0
+"""What exponents of float32 may span; cos / t spans 2 / t."""
+
+
+class _MutualNCE(torch.autograd.Function):
+    """NCE by the rows and by the columns of one matrix of logits, which is not kept.
+
+    As cos / t is at most 1 / t, exp((cos - 1) / t) neither overflows nor vanishes, and serves
+    both directions. With E of these, row sums r and column sums c, the gradient to the logits is
+    (E_rs (1 / r_r + 1 / c_s) - 2 [r = s]) / B.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, one: Tensor, other: Tensor, temperature: float) -> Tensor:
+        one, other = one.detach(), other.detach()
+        scaled = one / temperature
+        shares = (scaled @ other.T).sub_(1 / temperature).exp_()
+        rows, columns = shares.sum(dim=1), shares.sum(dim=0)
+        same = (scaled * other).sum()
+        loss = rows.log().sum() + columns.log().sum() - 2 * same
+        shares.mul_(rows.reciprocal()[:, None] + columns.reciprocal())
+        # Products with few rows instead of few columns: several times as fast.
+        of_one = ((other.T @ shares.T).T - 2 * other) / (temperature * len(one))
+        of_other = ((scaled.T @ shares).T - 2 * scaled) / len(one)
+        ctx.save_for_backward(of_one, of_other)
+        return loss / len(one) + 2 / temperature
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None]:
+        of_one, of_other = ctx.saved_tensors
+        return gradients[0] * of_one, gradients[0] * of_other, None
 
 
 def _bpr(rows: Tensor) -> Tensor:

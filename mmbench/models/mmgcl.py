@@ -171,6 +171,6 @@ def _challenged_nce(
             F.normalize(losses.full_precision(rows), dim=1, eps=1e-12)
             for rows in (anchors, others, challenge)
         )
-        logits = torch.cat([unit @ keys.T, (unit * extra).sum(1, keepdim=True)], dim=1)
-        labels = torch.arange(len(logits), device=logits.device)
-        return F.cross_entropy(logits / temperature, labels)
+        unit = unit / temperature
+        own, extra = (unit * keys).sum(1), (unit * extra).sum(1)
+        return (torch.logaddexp((unit @ keys.T).logsumexp(dim=1), extra) - own).mean()

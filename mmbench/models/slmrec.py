@@ -30,7 +30,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -133,9 +132,10 @@ class SLMRec(Recommender):
 
     def _cross_entropy(self, anchors: Tensor, others: Tensor) -> Tensor:
         with torch.autocast(anchors.device.type, enabled=False):
-            anchors, others = losses.full_precision(anchors), losses.full_precision(others)
-            logits = anchors @ others.T / self.config.ssl_temperature
-            return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+            anchors = losses.full_precision(anchors) / self.config.ssl_temperature
+            others = losses.full_precision(others)
+            together = (anchors * others).sum()
+            return (losses.summed_logsumexp(anchors, others) - together) / len(anchors)
 
 
 def _linear(width_in: int, width_out: int, *, bias: bool) -> nn.Linear:

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from mmbench.models.losses import info_nce
+from mmbench.models.mgcl import _mutual_nce
+
 SETS = {"none": [], "v": [0], "t": [1], "va": [0, 2], "vt": [0, 1], "vta": [0, 1, 2]}
 N_USERS, N_ITEMS, SIZE = 12, 9, 3
 SETTINGS = {
@@ -171,6 +174,21 @@ def test_the_published_temperature_does_not_overflow(build, train, given, batch)
     assert all(torch.isfinite(term) for term in terms.values())
     sum(terms.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("temperature", [0.04, 0.02])  # the second does not fit one exponent
+def test_both_directions_at_once_are_two_contrasts(temperature):
+    torch.manual_seed(0)
+    one, other = (
+        torch.nn.functional.normalize(torch.randn(6, 3, dtype=torch.float64)).requires_grad_()
+        for _ in range(2)
+    )
+    loss = _mutual_nce(one, other, temperature)
+    expected = info_nce(one, other, temperature) + info_nce(other, one, temperature)
+    torch.testing.assert_close(loss, expected)
+    assert torch.autograd.gradcheck(lambda a, b: _mutual_nce(a, b, temperature), (one, other))
+    far = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # every cosine is -1
+    assert torch.isfinite(_mutual_nce(far, -far, temperature))
 
 
 def test_steps_before_and_training_mode_leave_the_ranking_alone(
