@@ -20,9 +20,10 @@ a_0, a_1, a_2 up to the last that is there.
 Shapes: U users, I items, B batch, C branches, D = config.embedding_size.
 Departures: no sigmoid on scores, which ties the large ones; g_2, g_4 and g_6 have no bias, which
 the softmax does not see; `joint` features are a fourth step, a_3 = g_7(a_2) and g_8, as wide as
-a_2. The released weight decay of 1e-4 is `training.weight_decay`. Without features this is
-LightGCN with read-outs and the in-batch softmax. `integration: ensemble` gives each branch a
-read-out of its own and takes the mean of their scores.
+a_2; the release's other contrasts, of dropped or masked features, are not offered. The released
+weight decay of 1e-4 is `training.weight_decay`. Without features this is LightGCN with read-outs
+and the in-batch softmax. `integration: ensemble` gives each branch a read-out of its own and takes
+the mean of their scores.
 """
 
 from __future__ import annotations

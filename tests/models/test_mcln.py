@@ -249,3 +249,15 @@ def test_a_user_with_every_item_gets_one_all_the_same(build):
     full = Interactions(1, 3, torch.zeros(3, dtype=torch.int64), torch.arange(3))
     model = build("mcln", full, [])
     assert model._counterfactuals(torch.zeros(5, dtype=torch.int64)).tolist() == [2] * 5
+
+
+def test_a_step_in_half_precision_is_near_that_in_single(build, train, given, batch):
+    model, sums = build("mcln", train, given), []
+    for half in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            terms = model.training_step(batch)
+        sums.append(sum(term.float() for term in terms.values()))
+    assert float(sums[1].detach()) == pytest.approx(float(sums[0].detach()), rel=0.02)
+    sums[1].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())

@@ -175,3 +175,15 @@ def test_training_mode_and_steps_before_leave_the_ranking_alone(
     np.testing.assert_array_equal(all_scores(model, train), before)
     model.eval()
     np.testing.assert_array_equal(all_scores(model, train), before)
+
+
+def test_a_step_in_half_precision_is_near_that_in_single(build, train, given, batch):
+    model, sums = build("slmrec", train, given), []
+    for half in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            terms = model.training_step(batch)
+        sums.append(sum(term.float() for term in terms.values()))
+    assert float(sums[1].detach()) == pytest.approx(float(sums[0].detach()), rel=0.02)
+    sums[1].backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
