@@ -355,7 +355,8 @@ class MMSSL(Recommender):
                 judged = self.discriminator(between).sum()
                 (slope,) = torch.autograd.grad(judged, between, create_graph=True)
             steepness = torch.linalg.vector_norm(slope, dim=1)
-            return gap + 0.3 * (steepness - 1.0).square().mean()
+            loss: Tensor = gap + 0.3 * (steepness - 1.0).square().mean()
+            return loss
 
     def _scores(self, vectors: Tensor, users: Tensor, free: Tensor) -> Tensor:
         """Rows of unit length of scores, 0 where the user has the item, [B, I]."""

@@ -133,7 +133,8 @@ def test_a_preset_sets_core_and_splits_and_options_come_on_top(mmbench: Callable
 def test_several_seeds_and_several_samples_at_once(mmbench: Callable, site, tmp_path: Path) -> None:
     done = mmbench(
         "prepare", "movielens-100k", "--download", "--accept-changed", "--no-features",
-        "--split", "random-per-user", "--split", "leave-one-out", "--split-seeds", "0-2", "--sample-users", "4,8",
+        "--split", "random-per-user", "--split", "leave-one-out", "--split-seeds", "0-2",
+        "--sample-users", "4,8",
         "--output-format", "json",
     )  # fmt: skip
     assert done.status == 0, done.err
