@@ -354,7 +354,7 @@ class MMSSL(Recommender):
                 between = (share * real + (1.0 - share) * suggested.detach()).requires_grad_()
                 judged = self.discriminator(between).sum()
                 (slope,) = torch.autograd.grad(judged, between, create_graph=True)
-            steepness = torch.linalg.vector_norm(slope, dim=1)
+            steepness: Tensor = torch.linalg.vector_norm(slope, dim=1)
             loss: Tensor = gap + 0.3 * (steepness - 1.0).square().mean()
             return loss
 
