@@ -141,7 +141,7 @@ def extract(
       mmbench extract mydata --encoder timm:convnext_tiny.fb_in1k --download
       mmbench extract mydata --from visual__clip-vit-b16 --whiten zca
       mmbench extract mydata --from-file x.npy --modality visual --ids items.txt
-      mmbench extract movielens-100k --nearest textual__minilm-l6 --item "Toy Story"
+      mmbench extract mydata --nearest textual__minilm-l6 --item "Toy Story"
     """
     # Imported here because encoders take seconds to load and --help must not wait.
     from mmbench.cli import extracting
