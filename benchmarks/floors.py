@@ -35,7 +35,8 @@ def floor(work: str, workload: Workload, model: Recommender, machine: Machine) -
         return evaluation_floor(workload, machine)
     triples = TripleSampler(workload.train).epoch(torch.Generator().manual_seed(0))
     steps = -(-len(triples.users) // BATCH)
-    parts = update_floor(model, steps, len(triples.users), machine)
+    updates = steps * sum(parameter.numel() for parameter in model.parameters())
+    parts = update_floor(model, updates, len(triples.users), machine)
     if work == "LightGCN":
         assert isinstance(model.graph, SymmetricOperator)
         products = 4 * steps
@@ -62,15 +63,14 @@ def evaluation_floor(workload: Workload, machine: Machine) -> list[Part]:
     ]
 
 
-def update_floor(model: Recommender, steps: int, n_rows: int, machine: Machine) -> list[Part]:
-    """Adam over all weights, and the rows of the batches of an epoch."""
+def update_floor(model: Recommender, updates: int, n_rows: int, machine: Machine) -> list[Part]:
+    """Adam's updates of single weights, and the rows of the batches, of an epoch."""
     weights = [parameter.numel() for parameter in model.parameters()]
-    moved = 32 * sum(weights) * steps
     # The vectors have the tables' size: where those fit into a cache, so does the measurement.
     rate = machine.triad_rate(max(weights))
     width = next(p.shape[1] for p in model.parameters() if p.ndim == 2)
     return [
-        Part("Adam over all weights", moved, "B", rate),
+        Part("Adam over all weights", 32 * updates, "B", rate),
         Part("rows of the batches", 36 * n_rows * width, "B", rate),
     ]
 
