@@ -17,7 +17,7 @@ import click
 from rich.progress import Progress, TaskID
 
 from mmbench import console
-from mmbench.cli.fetching import size_text
+from mmbench.data.fetch.web import size_text
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import Options
 from mmbench.engine.contents import TextTemplate, preset

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from mmbench import console
+from mmbench.data.fetch.web import size_text
 
 if TYPE_CHECKING:
     from mmbench.data.cards import Card
@@ -66,16 +67,6 @@ def _show_plan(card: Card, plan: Plan) -> None:
     if card.terms:
         table.caption += f"\nterms: {card.terms}"
     console.notice(table)
-
-
-def size_text(n_bytes: int) -> str:
-    """A size as people read it, in powers of 1024."""
-    size = float(n_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 @contextmanager

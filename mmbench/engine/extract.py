@@ -30,6 +30,7 @@ from mmbench.data.features import (
     rows_with_content,
     write_features,
 )
+from mmbench.data.hashing import sha256_file
 from mmbench.data.prepared import PreparedDataset, load_dataset
 from mmbench.encoders.base import ENCODERS, CorpusEncoder
 from mmbench.encoders.neural import NeuralEncoder, Options
@@ -153,7 +154,7 @@ def import_features(
     key = feature_key(modality, encoder)
     dataset = load_dataset(name, data_dir)
     matrix = import_matrix(file)
-    settings: dict[str, Any] = {"file": file.name, "file_sha256": _sha256_file(file)}
+    settings: dict[str, Any] = {"file": file.name, "file_sha256": sha256_file(file)}
     if ids is None:
         check_rows(
             len(matrix),
@@ -162,7 +163,7 @@ def import_features(
         )
     else:
         matrix = _in_item_order(matrix, ids, dataset, file)
-        settings["ids_sha256"] = _sha256_file(ids)
+        settings["ids_sha256"] = sha256_file(ids)
     stored = read_feature_manifest(dataset.root, key)
     if stored is not None and stored.get("settings") != settings and not force:
         raise ConfigError(
@@ -239,7 +240,7 @@ def _refuse_changed(dataset: PreparedDataset, paths: Mapping[int, Path]) -> None
     """Pictures stay where they were when the dataset was prepared, so they may have changed."""
     try:
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            hashes = list(pool.map(_sha256_file, paths.values()))
+            hashes = list(pool.map(sha256_file, paths.values()))
     except OSError as problem:
         raise DataError(
             f"picture {problem.filename} cannot be read ({problem.strerror}); put it back, or "
@@ -269,11 +270,3 @@ def _in_item_order(
         raise DataError(f"{ids} cannot be read ({problem}); one item id per line") from None
     names = [name.strip() for name in (names[:-1] if names[-1] == "" else names)]
     return rows_in_item_order(matrix, names, dataset.item_ids, file)
-
-
-def _sha256_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmbench.data.hashing import sha256_file
 from mmbench.data.token_features import JoinedRows
 from mmbench.errors import ConfigError, DataError
 from mmbench.runs import write_array, write_json
@@ -122,7 +123,7 @@ class WorkFolder:
             if facts["config_sha256"] != self.config_hash:
                 return None
             for name, sha256 in facts["files"].items():
-                if _sha256(self.path / name) != sha256:
+                if sha256_file(self.path / name) != sha256:
                     return None
             problems = {int(item): str(why) for item, why in facts["problems"].items()}
             return Done(problems, int(facts["n_cut"]), dict(facts["files"]))
@@ -150,7 +151,7 @@ class WorkFolder:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
-            hashes[path.name] = _sha256(path)
+            hashes[path.name] = sha256_file(path)
         facts = {
             "range": [shard.start, shard.stop],
             "config_sha256": self.config_hash,
@@ -228,11 +229,3 @@ def alone(features: Path, name: str) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
