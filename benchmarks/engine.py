@@ -157,7 +157,8 @@ def seconds(run: Run, compute: Compute) -> float:
 def some_batch(workload: Workload, compute: Compute) -> Batch:
     """The first batch of an epoch."""
     triples = TripleSampler(workload.train).epoch(torch.Generator().manual_seed(0))
-    rows = (triples.users[:BATCH], triples.positives[:BATCH], triples.negatives[:BATCH])
+    first = triples.batch(slice(BATCH))
+    rows = (first.users, first.positives, first.negatives)
     return Batch(*(row.to(compute.device) for row in rows))
 
 

@@ -250,9 +250,8 @@ class FirstTriples:
 
     def epoch(self, generator: torch.Generator) -> Batch:
         """The first triples of an epoch."""
-        triples = self.sampler.epoch(generator)
-        rows = slice(self.n_rows)
-        return Batch(triples.users[rows], triples.positives[rows], triples.negatives[rows])
+        first: Batch = self.sampler.epoch(generator).batch(slice(self.n_rows))
+        return first
 
 
 class FirstBatches:

@@ -56,12 +56,16 @@ class Protocol(Section):
     Presets give the fields their values; a mapping with `name` changes single fields.
     """
 
-    name: Literal["standard", "mmrec"] = "standard"
-    """`standard`: this project's defaults. `mmrec`: what the public toolbox does."""
+    name: Literal["standard", "mmrec", "mmsr"] = "standard"
+    """`standard`: this project's defaults. `mmrec`: what the public toolbox does. `mmsr`: the
+    next item, as arXiv 2403.17372 has it."""
     split: str | None = None
     """A stored split of the dataset; the dataset's first one if not given."""
     mask_validation_at_test: bool = True
     """Whether a user's validation items leave the candidates of the test ranking."""
+    history_mask: Literal["all", "except-target", "public-code", "none"] = "all"
+    """Which items of a user's history leave the candidates: all; all but the one to be found,
+    where a user takes an item again; the last L + 1 (L the model's `max_length`); or none."""
     negatives: Literal["seen", "all"] = "seen"
     """Negatives are drawn from the items that occur in training, or from all items."""
     selection_decimals: NonNegativeInt | None = None
@@ -88,19 +92,26 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "selection_decimals": 4,
         "stop": "exceeded",
     },
+    "mmsr": {
+        "split": "leave-one-out",
+        "history_mask": "except-target",
+        "negatives": "all",
+    },
 }
 
 
 class Schedule(Section):
     """The learning rate over epochs, counted from 0, as a factor on `training.learning_rate`."""
 
-    name: Literal["constant", "exponential", "cosine"] = "constant"
+    name: Literal["constant", "exponential", "cosine", "step", "linear"] = "constant"
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.96
-    """Exponential: the factor is gamma ** (epoch / period)."""
+    """Exponential: the factor is gamma ** (epoch / period); step: gamma ** floor((epoch + 1) /
+    period)."""
     period: PositiveInt = 50
-    """Exponential: epochs after which the rate has fallen by gamma."""
+    """Exponential and step: epochs after which the rate has fallen by gamma. Linear: epochs at
+    the full rate before it begins to fall."""
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Cosine: the factor at the last epoch."""
+    """Cosine and linear: the factor at the last epoch."""
     warmup_epochs: NonNegativeInt = 0
     """Epochs of linear warm-up before the schedule begins."""
 
@@ -110,19 +121,26 @@ class Training(Section):
 
     epochs: PositiveInt = 1000
     batch_size: PositiveInt = 2048
-    """Triples of user, positive and negative item in one step."""
+    """Triples of user, positive and negative item in one step; for sequential models sequences."""
+    accumulate: PositiveInt = 1
+    """Parts into which a batch is cut; their gradients are added up before the step."""
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
+    encoder_learning_rate: PositiveFloat | None = None
+    """Of encoders that learn with the model; `learning_rate` if not given."""
+    encoder_weight_decay: NonNegativeFloat = 0.0
+    """Of encoders that learn with the model."""
     optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
     schedule: Schedule = Schedule()
     clip_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; none if not given."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the training step under autocast; weights stay float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """bfloat16 and float16 run the training step under autocast, float16 with scaled losses;
+    weights stay float32."""
     evaluate_every: PositiveInt = 1
     """Epochs between two evaluations on validation."""
-    patience: PositiveInt = 20
-    """Evaluations without a better validation score before training stops."""
+    patience: PositiveInt | None = 20
+    """Evaluations without a better validation score before training stops; null for never."""
     select_by: str = "recall@20"
     """The metric that chooses the epoch, on validation; there is no key for test."""
 
@@ -138,6 +156,32 @@ class Training(Section):
         if not metric.per_user or not metric.higher_is_better:
             raise ValueError(f"{metric} cannot select an epoch; use for example recall@20")
         return str(metric)
+
+
+class LiveEncoder(Section):
+    """An encoder that learns with the recommender, in place of a stored feature set."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """An encoder as `mmbench extract --list` names it."""
+    weights: str | None = None
+    """A local folder or file with the weights, in place of the hub."""
+    revision: str | None = None
+    variant: str | None = None
+    tune: Literal["none", "top", "full"] = "top"
+    """What learns: nothing, the last `blocks` transformer blocks (and the norm after them), or
+    all of it."""
+    blocks: PositiveInt | None = None
+    """How many blocks learn with `tune: top`; if not given the encoder's own number, mostly two."""
+    max_tokens: PositiveInt | None = None
+    mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    preprocess: Literal["own", "pad", "mmsr"] = "own"
+    frozen_eval: bool = True
+    """Whether the blocks that do not learn run in evaluation mode, without dropout."""
+    cache: bool = True
+    """Whether what enters the first learning block is computed once and kept, where that is
+    exact: `frozen_eval`, and nothing drawn at random below it."""
+    checkpointing: bool = False
+    """Whether activations are computed again in the backward pass instead of kept."""
 
 
 class Evaluation(Section):
@@ -180,6 +224,8 @@ class _Shape(Section):
     label: str | None = None
     protocol: Protocol = Protocol()
     features: dict[str, str] = {}
+    encoders: dict[str, LiveEncoder] = {}
+    """Encoders that learn with the model, by modality; `joint` for one that reads both."""
     model: dict[str, Any]
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -194,6 +240,17 @@ class _Shape(Section):
                 raise UnknownNameError("modality", modality, MODALITIES)
         return {name: value[name] for name in MODALITIES if name in value}
 
+    @field_validator("encoders", mode="before")
+    @classmethod
+    def _encoders(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        for modality in value:
+            if modality not in MODALITIES:
+                raise UnknownNameError("modality", str(modality), MODALITIES)
+        given = {name: value[name] for name in MODALITIES if name in value}
+        return {name: {"name": v} if isinstance(v, str) else v for name, v in given.items()}
+
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -205,6 +262,12 @@ class _Shape(Section):
 
     @model_validator(mode="after")
     def _selectable(self) -> _Shape:
+        for modality in self.encoders:
+            if modality in self.features:
+                raise ValueError(
+                    f"{modality} is under features and under encoders; stored vectors or an "
+                    "encoder that learns, not both"
+                )
         # Trials are chosen by the stored lists; told here, not after hours of training.
         metric = parse_metric(self.training.select_by)
         if metric.k > self.evaluation.depth:
@@ -219,7 +282,8 @@ class RunRecipe:
     """One trial and one seed: what the engine runs.
 
     Attributes:
-        dataset, protocol, features, training, evaluation: as in the recipe, defaults filled in.
+        dataset, protocol, features, encoders, training, evaluation: as in the recipe, defaults
+            filled in.
         model: registered name of the model.
         settings: the model's own settings.
         seed: the seed from which every random stream is spawned.
@@ -231,6 +295,7 @@ class RunRecipe:
         self, shape: _Shape, settings: ModelConfig, seed: int, trial: Mapping[str, Any]
     ) -> None:
         self.dataset, self.protocol, self.features = shape.dataset, shape.protocol, shape.features
+        self.encoders = shape.encoders
         self.training, self.evaluation = shape.training, shape.evaluation
         self.model = str(shape.model["name"]).replace("_", "-")
         self.settings, self.seed, self.trial = settings, seed, dict(trial)
@@ -246,6 +311,10 @@ class RunRecipe:
             "label": self.label,
             "protocol": self.protocol.model_dump(mode="json"),
             "features": dict(self.features),
+            "encoders": {
+                modality: encoder.model_dump(mode="json")
+                for modality, encoder in self.encoders.items()
+            },
             "model": {"name": self.model, **self.settings.model_dump(mode="json")},
             "training": self.training.model_dump(mode="json"),
             "evaluation": self.evaluation.model_dump(mode="json"),
@@ -258,6 +327,9 @@ class RunRecipe:
         del values["seeds"], values["label"]
         # Metrics are computed from the stored lists at any time; only their length is fixed.
         values["evaluation"] = {"depth": self.evaluation.depth}
+        # Where weights lie moves no number; the run's facts hold what they are.
+        for encoder in values["encoders"].values():
+            del encoder["weights"]
         if MODELS.get(self.model).obj.fitting == "closed-form":
             del values["training"]
         return values
@@ -282,10 +354,10 @@ class Recipe:
             if any(value in values[:place] for place, value in enumerate(values)):
                 raise ConfigError(f"{self.source}: grid.{key} lists a value twice")
             # Trials are compared on validation, so what is ranked and measured is the same in all.
-            if key.partition(".")[0] not in ("model", "features", "training"):
+            if key.partition(".")[0] not in ("model", "features", "encoders", "training"):
                 raise ConfigError(
                     f"{self.source}: grid.{key} cannot be searched over; only keys of model, "
-                    "features and training can"
+                    "features, encoders and training can"
                 )
         for point in itertools.product(*grid.values()):
             trial = dict(zip(grid, point, strict=True))

@@ -22,7 +22,7 @@ from mmbench.recipe import RunRecipe
 
 @dataclass(frozen=True)
 class Ragged:
-    """A list of items per user: `items[offsets[u]:offsets[u + 1]]`, ascending."""
+    """A list of items per user: `items[offsets[u]:offsets[u + 1]]`, ascending unless said."""
 
     offsets: IntArray
     items: IntArray
@@ -33,6 +33,12 @@ class Ragged:
         order = np.lexsort((items, users))
         counts = np.bincount(users, minlength=n_users)
         return cls(np.concatenate([[0], np.cumsum(counts)]), items[order].astype(np.int64))
+
+    @classmethod
+    def in_order(cls, users: NDArray[Any], items: NDArray[Any], n_users: int) -> Ragged:
+        """Group pairs that are sorted by user already, keeping the order within each."""
+        counts = np.bincount(users, minlength=n_users)
+        return cls(np.concatenate([[0], np.cumsum(counts)]), items.astype(np.int64))
 
     @property
     def counts(self) -> IntArray:
@@ -55,11 +61,14 @@ class Target:
         users: users with a relevant item and a training item, ascending [U].
         relevant: relevant items of these users.
         masked: items of these users that are no candidates.
+        histories: what a sequential model is shown of these users, in the order of time; None
+            for a general one.
     """
 
     users: IntArray
     relevant: Ragged
     masked: Ragged
+    histories: Ragged | None = None
 
 
 @dataclass(frozen=True)
@@ -152,19 +161,31 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
         raise DataError(f"split {split.name!r} of {dataset.name} has no training interactions")
     known = part[TRAIN].counts > 0
 
-    def target(which: int, masked: Ragged, word: str) -> Target:
+    sequential = MODELS.get(recipe.model).obj.family == "sequential"
+    if sequential:
+        _check_order(dataset, split)
+
+    def seen(*parts: int) -> NDArray[np.bool_]:
+        return np.isin(label, parts)
+
+    def target(which: int, *before: int) -> Target:
+        word = {VALID: "validation", TEST: "test"}[which]
         ranked = np.flatnonzero(known & (part[which].counts > 0))
         if not len(ranked):
             raise DataError(
                 f"split {split.name!r} of {dataset.name} has no user with both {word} and training "
                 "items, so nothing can be measured; prepare it with another --split"
             )
-        return Target(ranked, part[which].take(ranked), masked.take(ranked))
+        relevant = part[which].take(ranked)
+        rows = seen(*before)
+        histories = Ragged.in_order(users[rows], items[rows], dataset.n_users).take(ranked)
+        masked = _masked(recipe, histories, relevant)
+        return Target(ranked, relevant, masked, histories if sequential else None)
 
-    both = part[TRAIN]
-    if recipe.protocol.mask_validation_at_test:
-        seen = (label == TRAIN) | (label == VALID)
-        both = Ragged.group(users[seen], items[seen], dataset.n_users)
+    before_test = (TRAIN, VALID) if recipe.protocol.mask_validation_at_test else (TRAIN,)
+    chronological = None
+    if sequential:
+        chronological = torch.from_numpy(items[seen(TRAIN)].astype(np.int64))
     stored = [dataset.features(modality, encoder) for modality, encoder in recipe.features.items()]
     train_users = np.repeat(np.arange(dataset.n_users), part[TRAIN].counts)
     return Inputs(
@@ -175,12 +196,45 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
             dataset.n_items,
             torch.from_numpy(train_users),
             torch.from_numpy(part[TRAIN].items),
+            chronological,
         ),
         features=[_for_model(features) for features in stored],
         stored=stored,
-        valid=target(VALID, part[TRAIN], "validation"),
-        test=target(TEST, both, "test"),
+        valid=target(VALID, TRAIN),
+        test=target(TEST, *before_test),
     )
+
+
+def _check_order(dataset: PreparedDataset, split: Split) -> None:
+    """Refuse data whose rows have no order in time.
+
+    Raises:
+        DataError: there are neither times nor ordered histories.
+    """
+    ordered = split.facts.get("rule") in ("leave-one-out", "user-temporal", "cold-sequences")
+    if not (ordered or dataset.manifest["time"]["has_timestamps"]):
+        raise DataError(
+            f"{dataset.name} has no timestamps and no ordered histories, so there is no next item; "
+            "a sequential model needs one: prepare data that have, or choose a general model"
+        )
+
+
+def _masked(recipe: RunRecipe, histories: Ragged, relevant: Ragged) -> Ragged:
+    """What is no candidate, by the protocol's `history_mask`; ascending."""
+    rule, n_users = recipe.protocol.history_mask, len(histories.counts)
+    rows = np.repeat(np.arange(n_users), histories.counts)
+    if rule == "none":
+        return Ragged.group(rows[:0], histories.items[:0], n_users)
+    items, keep = histories.items, np.ones(len(rows), dtype=bool)
+    length = getattr(recipe.settings, "max_length", None)
+    if rule == "public-code" and length is not None:
+        # The last L + 1 items alone: of a longer history the oldest may be recommended again.
+        from_end = histories.offsets[1:][rows] - np.arange(len(rows))
+        keep = from_end <= length + 1
+    elif rule == "except-target":
+        pairs = np.repeat(np.arange(n_users), relevant.counts) + 1j * relevant.items
+        keep = ~np.isin(rows + 1j * items, pairs)
+    return Ragged.group(rows[keep], items[keep], n_users)
 
 
 def _for_model(stored: FeatureSet) -> ItemFeatures:
@@ -198,7 +252,14 @@ def _for_model(stored: FeatureSet) -> ItemFeatures:
 def to_device(train: Interactions, device: torch.device) -> Interactions:
     """The training interactions on a device."""
     move = _mover(device)
-    return Interactions(train.n_users, train.n_items, move(train.users), move(train.items))
+    order = train.chronological
+    return Interactions(
+        train.n_users,
+        train.n_items,
+        move(train.users),
+        move(train.items),
+        None if order is None else move(order),
+    )
 
 
 def features_to_device(features: list[ItemFeatures], device: torch.device) -> list[ItemFeatures]:

@@ -32,6 +32,11 @@ def learning_rate_factor(schedule: Schedule, epoch: int, epochs: int) -> float:
     if epoch < schedule.warmup_epochs:
         return (epoch + 1) / (schedule.warmup_epochs + 1)
     epoch, epochs = epoch - schedule.warmup_epochs, max(1, epochs - schedule.warmup_epochs - 1)
+    if schedule.name == "step":
+        return float(schedule.gamma ** ((epoch + 1) // schedule.period))
+    if schedule.name == "linear":
+        fallen = max(0.0, (epoch + 1 - schedule.period) / max(1, epochs + 1 - schedule.period))
+        return 1 - (1 - schedule.floor) * min(1.0, fallen)
     if schedule.name == "exponential":
         return float(schedule.gamma ** (epoch / schedule.period))
     if schedule.name == "cosine":

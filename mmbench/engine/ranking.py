@@ -8,6 +8,7 @@ seeded random order, so that ties gain a model nothing and a constant scorer sco
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from mmbench.engine.inputs import Target
 from mmbench.errors import TrainingError
 from mmbench.metrics.lists import IntArray, RankedLists
 from mmbench.models.base import Recommender
+from mmbench.models.sequential.base import SequentialRecommender, pad_sequences
 
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 """Bytes of one block of scores: about the cache of a processor, a fraction of a GPU's memory."""
@@ -25,6 +27,10 @@ BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 
 GROUPING = 16
 """Items in one group of `_top_k`; measured best for lists of 20 to 100 out of 7,000 items."""
+
+
+SEQUENCES = 1024
+"""Sequences that are encoded at once when users are ranked."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ class Ranker:
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
         self.users = torch.from_numpy(target.users).to(device)
+        self.histories: tuple[Tensor, Tensor] | None = None
+        if (histories := target.histories) is not None:
+            self.histories = (
+                torch.from_numpy(histories.items).to(device),
+                torch.from_numpy(histories.offsets).to(device),
+            )
         block_bytes = block_bytes or BLOCK_BYTES[device.type]
         self.block = max(1, min(len(target.users), block_bytes // (4 * self.n_items)))
         # Rows of scores are padded, so that they divide into groups (see `_top_k`).
@@ -95,17 +107,18 @@ class Ranker:
         listed = torch.empty((n_users, depth), dtype=torch.int64, device=self.device)
         hits = torch.empty((n_users, depth), dtype=torch.bool, device=self.device)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
+        catalogue = model.catalogue() if isinstance(model, SequentialRecommender) else None
         if model.factors:
-            users, items = (vectors.float() for vectors in model.vectors())
+            users, items = (vectors.float() for vectors in self._vectors(model, catalogue))
             finite &= torch.isfinite(users).all() & torch.isfinite(items).all()
-            users, items = users[self.users], items[self.order].T.contiguous()
+            items = items[self.order].T.contiguous()
         buffer = torch.full((self.block, self.width), -torch.inf, device=self.device)
         for block in self.blocks:
             scores = buffer[: block.rows.stop - block.rows.start]
             if model.factors:
                 torch.mm(users[block.rows], items, out=scores[:, : self.n_items])
             else:
-                given = model.scores(self.users[block.rows])
+                given = self._scores(model, catalogue, block.rows)
                 finite &= torch.isfinite(given).all()
                 scores[:, : self.n_items] = given[:, self.order]
             scores.view(-1).index_fill_(0, block.masked, -torch.inf)
@@ -119,6 +132,33 @@ class Ranker:
                 "a score is NaN or infinite; lower the learning rate, or look at the features"
             )
         return listed, hits
+
+    def _vectors(self, model: Recommender, catalogue: Any) -> tuple[Tensor, Tensor]:
+        """Vectors of the ranked users and of all items."""
+        if not isinstance(model, SequentialRecommender):
+            users, items = model.vectors()
+            return users[self.users], items
+        starts = range(0, len(self.users), SEQUENCES)
+        parts = [
+            model.represent(
+                catalogue,
+                self._sequences(model, slice(start, min(start + SEQUENCES, len(self.users)))),
+            ).float()
+            for start in starts
+        ]
+        return torch.cat(parts), catalogue
+
+    def _scores(self, model: Recommender, catalogue: Any, rows: slice) -> Tensor:
+        if isinstance(model, SequentialRecommender):
+            return model.score(catalogue, self._sequences(model, rows))
+        return model.scores(self.users[rows])
+
+    def _sequences(self, model: SequentialRecommender, rows: slice) -> Tensor:
+        """The histories of some ranked users, padded on the left, int64 [B, L]."""
+        assert self.histories is not None
+        items, offsets = self.histories
+        starts, ends = offsets[rows.start : rows.stop], offsets[rows.start + 1 : rows.stop + 1]
+        return pad_sequences(items, ends, ends - starts, model.config.max_length, model.padding)
 
     def _look_up(self, rows: slice, best: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """The items at some places, and whether they hit, for the users of a block."""

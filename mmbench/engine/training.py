@@ -19,10 +19,10 @@ from mmbench import seeding
 from mmbench.engine.device import Compute
 from mmbench.engine.optimisation import learning_rate_factor, make_optimizer
 from mmbench.engine.ranking import Ranker
-from mmbench.engine.sampling import TripleSampler
+from mmbench.engine.sampling import make_sampler
 from mmbench.errors import TrainingError
 from mmbench.metrics.base import parse_metric
-from mmbench.models.base import Batch, Interactions, Recommender
+from mmbench.models.base import Interactions, Recommender
 from mmbench.recipe import RunRecipe
 
 Record = dict[str, Any]
@@ -74,7 +74,7 @@ class TrainingLoop:
         self.best: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer | None = None
         if model.fitting == "gradient":
-            self.sampler = TripleSampler(train, recipe.protocol.negatives)
+            self.sampler = make_sampler(model, train, recipe.protocol.negatives)
             self.optimizer = make_optimizer(model.parameters(), self.training)
 
     def run(self) -> Iterator[Record]:
@@ -93,8 +93,9 @@ class TrainingLoop:
                 or progress.epoch == self.training.epochs
             ):
                 self._evaluate(record)
-            patience = self.training.patience + (self.recipe.protocol.stop == "exceeded")
-            if progress.stale >= patience:
+            patience = self.training.patience
+            exceeds = self.recipe.protocol.stop == "exceeded"
+            if patience is not None and progress.stale >= patience + exceeds:
                 progress.finished = "patience"
             elif progress.epoch >= self.training.epochs:
                 progress.finished = "epochs"
@@ -124,8 +125,8 @@ class TrainingLoop:
         return {"epoch": epoch, "losses": losses, "train_s": seconds}
 
     def _gradient_epoch(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """One pass over all triples; nothing in here waits for the device until its end."""
-        triples = self.sampler.epoch(self.sampling)
+        """One pass over all rows; nothing in here waits for the device until its end."""
+        drawn = self.sampler.epoch(self.sampling)
         size, n_rows = self.training.batch_size, len(self.sampler)
         names: list[str] = []
         total = torch.zeros((), device=self.compute.device)
@@ -133,8 +134,7 @@ class TrainingLoop:
             self.compute.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16"
         )
         for start in range(0, n_rows, size):
-            rows = slice(start, start + size)
-            batch = Batch(triples.users[rows], triples.positives[rows], triples.negatives[rows])
+            batch = drawn.batch(slice(start, start + size))
             with autocast:
                 terms = self.model.training_step(batch)
             losses = torch.stack([term.float() for term in terms.values()])
@@ -144,7 +144,7 @@ class TrainingLoop:
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
             optimizer.step()
             names = list(terms)
-            total = total + losses.detach() * len(batch.users)
+            total = total + losses.detach() * len(batch)
         return dict(zip(names, (total / n_rows).tolist(), strict=True))
 
     def _evaluate(self, record: Record) -> None:

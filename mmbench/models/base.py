@@ -41,12 +41,15 @@ class Interactions:
         n_items: I, items without interactions included.
         users: user of each interaction, int64 [E], sorted by (user, item).
         items: item of each interaction, int64 [E].
+        chronological: items of each user in the order of time, user after user as `pointers`
+            says, int64 [E]; None unless the model is sequential.
     """
 
     n_users: int
     n_items: int
     users: Tensor
     items: Tensor
+    chronological: Tensor | None = None
 
     @cached_property
     def matrix(self) -> sp.csr_array:
@@ -93,12 +96,45 @@ class ItemFeatures:
         modality: one of `mmbench.modality.MODALITIES`.
         matrix: float32 [I, F], finite; rows of items without the modality are imputed already.
         present: which items truly have the modality, bool [I].
+        tokens: stored states of the items' tokens, float [I, T, E], where the set has them and
+            the model asks (`reads_tokens`).
+        token_mask: which tokens are real, bool [I, T]; None where all are.
+        encoder: learns with the model in place of `matrix`, which is then [I, 0] for a
+            sequential model and the encoder's first pooled vectors for any other.
     """
 
     name: str
     modality: str
     matrix: Tensor
     present: Tensor
+    tokens: Tensor | None = None
+    token_mask: Tensor | None = None
+    encoder: ItemEncoder | None = None
+
+
+class ItemEncoder(nn.Module):
+    """An encoder that learns with the recommender, in place of stored vectors.
+
+    The engine makes it, decides which of its parameters learn, and gives those learning rates of
+    their own. Called with real items it reads their content, whatever their order and number.
+
+    Attributes:
+        modality: "visual", "textual", "acoustic", or "joint" for one that reads texts and
+            pictures together.
+        width: E, of a token's state.
+    """
+
+    modality: str
+    width: int
+
+    def forward(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """States of the items' tokens [N, T, E] and which of them are real, bool [N, T].
+
+        Args:
+            items: int64 [N], on the encoder's device; an item without content has tokens too (the
+                special ones of a text, those of a grey picture).
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -108,6 +144,13 @@ class Batch:
     users: Tensor
     positives: Tensor
     negatives: Tensor
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def batch(self, rows: slice) -> Batch:
+        """Some of the rows."""
+        return Batch(self.users[rows], self.positives[rows], self.negatives[rows])
 
 
 class Recommender(nn.Module):
@@ -134,11 +177,16 @@ class Recommender(nn.Module):
     """Whether the model is undefined without any feature set."""
     fitting: ClassVar[Literal["gradient", "closed-form", "epochs"]] = "gradient"
     factors: ClassVar[bool] = True
+    reads_tokens: ClassVar[bool] = False
+    """Whether the model wants the stored token states of a feature set that has them."""
 
     config: ModelConfig
 
-    def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """Loss terms of a batch, scalars; the engine minimises their sum."""
+    def training_step(self, batch: Any) -> dict[str, Tensor]:
+        """Loss terms of a batch, scalars; the engine minimises their sum.
+
+        A general model is given a `Batch`, a sequential one a `SequenceBatch`.
+        """
         raise TypeError(f"{type(self).__name__} is not trained by gradient")
 
     def on_epoch_start(self, epoch: int) -> None:

@@ -45,7 +45,7 @@ def test_negatives_are_uniform_over_what_the_user_does_not_have() -> None:
     # User 0 has items 1 and 4 of 0..6; item 6 occurs nowhere, so "seen" leaves 0, 2, 3 and 5.
     train = interactions([(0, 1), (0, 4), (1, 0), (1, 2), (1, 3), (1, 5)], 2, 7)
     users = torch.zeros(40_000, dtype=torch.int64)
-    drawn = TripleSampler(train).negatives(users, torch.Generator().manual_seed(1))
+    drawn = TripleSampler(train).negatives.draw(users, torch.Generator().manual_seed(1))
     counts = np.bincount(drawn.numpy(), minlength=7)
     assert counts[[1, 4, 6]].sum() == 0
     expected = 10_000
