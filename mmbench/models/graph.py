@@ -59,6 +59,39 @@ class SparseOperator(nn.Module):
         product: Tensor = _Product.apply(self, dense)
         return product
 
+    def rows_beside(self, dense: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+        """Some rows of G X above some rows of X itself, [A + B, D], with gradient to X.
+
+        What a batch reads of users, who see X through the graph, and of items: neither the whole
+        product nor a table of all nodes is written.
+
+        Args:
+            dense: X, [C, D].
+            rows: of G X, int64 [A].
+            own: rows of X, int64 [B].
+        """
+        joined: Tensor = _RowsBeside.apply(self, dense, rows, own)
+        return joined
+
+    def some_rows(self, dense: Tensor, rows: Tensor) -> Tensor:
+        """Some rows of the product G X, [len(rows), D], without gradient."""
+        if dense.is_cuda:  # the number of their entries would make the host wait
+            return self.multiply(dense).index_select(0, rows)
+        starts, ends = self.pointers[rows], self.pointers[rows + 1]
+        lengths = (ends - starts).long()
+        bounds = F.pad(lengths.cumsum(0), (1, 0))
+        places = torch.arange(int(bounds[-1])) + torch.repeat_interleave(
+            starts - bounds[:-1], lengths
+        )
+        return F.embedding_bag(
+            self.columns.index_select(0, places),
+            dense,
+            bounds.to(self.columns.dtype),
+            mode="sum",
+            per_sample_weights=self.values.index_select(0, places),
+            include_last_offset=True,
+        )
+
     def powers(self, dense: Tensor, weights: Sequence[float]) -> Tensor:
         """The sum w_0 X + w_1 G X + ... + w_L G^L X of a square G, [N, D], with gradient to X."""
         product: Tensor = _PowerSum.apply(self, dense, tuple(weights))
@@ -129,6 +162,29 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor]:
         gradient = ctx.operator.transposed.multiply(gradients[0].contiguous())
         return None, gradient.to(ctx.dtype)
+
+
+class _RowsBeside(torch.autograd.Function):
+    """[(G X)_rows ; X_own]; the gradient is G' of the first part's rows, plus the second's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, operator: SparseOperator, dense: Tensor, rows: Tensor, own: Tensor
+    ) -> Tensor:
+        ctx.operator, ctx.rows, ctx.own = operator, rows, own
+        dense = dense.detach()
+        ctx.dtype, dense = dense.dtype, _full_precision(dense)
+        with torch.autocast(dense.device.type, enabled=False):
+            seen = operator.some_rows(dense, rows)
+        return torch.cat([seen, dense.index_select(0, own)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None, None]:
+        seen, own = gradients[0].split([len(ctx.rows), len(ctx.own)])
+        spread = seen.new_zeros(ctx.operator.shape[0], seen.shape[1])
+        spread.index_add_(0, ctx.rows, seen)
+        gradient = ctx.operator.transposed.multiply(spread).index_add_(0, ctx.own, own)
+        return None, gradient.to(ctx.dtype), None, None
 
 
 class _PowerSum(torch.autograd.Function):

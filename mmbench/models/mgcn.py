@@ -103,7 +103,10 @@ class MGCN(Recommender):
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Users' [U, D] and items' [I, D] rows of `final`; of an ensemble [., M D]."""
-        behaviour, views = self._propagated()
+        behaviour, seen = self._propagated()
+        views: list[Tensor] = []
+        if seen is not None:
+            views = self._split(torch.cat([self.to_users(seen), seen]))
         final = self._joined(behaviour, self._sides(behaviour, views))
         return final[: self.n_users], final[self.n_users :]
 
@@ -117,12 +120,15 @@ class MGCN(Recommender):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 8 for B triples, scalars."""
-        behaviour, views = self._propagated()
+        behaviour, seen = self._propagated()
         # From here on a row needs no other, so those of the batch suffice.
-        items = torch.cat([batch.positives, batch.negatives]) + self.n_users
-        rows = torch.cat([batch.users, items])  # [3 B]
+        items = torch.cat([batch.positives, batch.negatives])
+        rows = torch.cat([batch.users, items + self.n_users])  # [3 B]
         behaviour = behaviour.index_select(0, rows)
-        sides = self._sides(behaviour, [view.index_select(0, rows) for view in views])
+        views: list[Tensor] = []
+        if seen is not None:
+            views = self._split(self.to_users.rows_beside(seen, batch.users, items))
+        sides = self._sides(behaviour, views)
         users, positives, negatives = self._joined(behaviour, sides).chunk(3)
         terms = {"bpr": losses.bpr((users * positives).sum(1), (users * negatives).sum(1))}
         if self.config.regularization:
@@ -138,11 +144,11 @@ class MGCN(Recommender):
             terms["contrast"] = self.config.contrast_weight * contrast / len(sides)
         return terms
 
-    def _propagated(self) -> tuple[Tensor, list[Tensor]]:
-        """C [N, D], and E_m [N, D] of each modality."""
+    def _propagated(self) -> tuple[Tensor, Tensor | None]:
+        """C [N, D], and the items' E_m of all modalities side by side, [I, M D]."""
         behaviour = self.graph.mean_of_powers(self.nodes, self.config.n_layers)
         if not self.given:
-            return behaviour, []
+            return behaviour, None
         items = self.nodes[self.n_users :]  # Q
         seen = []
         for name in self.given:
@@ -150,9 +156,11 @@ class MGCN(Recommender):
             graph = self.item_graphs[name]
             assert isinstance(graph, SparseOperator)
             seen.append(graph.last_power(items * gate, self.config.n_item_layers))  # I_m
-        side_by_side = torch.cat(seen, dim=1)  # [I, M D]: one product for all modalities
-        joined = torch.cat([self.to_users(side_by_side), side_by_side])
-        return behaviour, list(split_columns(joined, len(seen)))
+        return behaviour, torch.cat(seen, dim=1)  # one product with S_ui for all modalities
+
+    def _split(self, views: Tensor) -> list[Tensor]:
+        """E_m [R, D] of each modality, of those side by side [R, M D]."""
+        return list(split_columns(views, len(self.given)))
 
     def _sides(self, behaviour: Tensor, views: list[Tensor]) -> list[Tensor]:
         """`side` [R, D] of some rows of C and E_m: one that is fused, or one of each modality."""

@@ -139,8 +139,11 @@ class SMORE(Recommender):
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Users' [U, D] and items' [I, D] rows of `final`, from one propagation."""
-        behaviour, views = self._propagated()
-        final = behaviour + self._side(behaviour, views, dropout=0.0) if views else behaviour
+        behaviour, seen = self._propagated()
+        final = behaviour
+        if seen is not None:
+            views = self._split(torch.cat([self.to_users(seen), seen]))
+            final = behaviour + self._side(behaviour, views, dropout=0.0)
         return final[: self.n_users], final[self.n_users :]
 
     def user_vectors(self) -> Tensor:
@@ -153,14 +156,14 @@ class SMORE(Recommender):
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 8 for B triples, scalars."""
-        behaviour, views = self._propagated()
+        behaviour, seen = self._propagated()
         # From here on a row needs no other, so those of the batch suffice.
-        items = torch.cat([batch.positives, batch.negatives]) + self.n_users
-        rows = torch.cat([batch.users, items])  # [3 B]
+        items = torch.cat([batch.positives, batch.negatives])
+        rows = torch.cat([batch.users, items + self.n_users])  # [3 B]
         behaviour = behaviour.index_select(0, rows)
-        views = {b: view.index_select(0, rows) for b, view in views.items()}
         final, terms = behaviour, {}
-        if views:
+        if seen is not None:
+            views = self._split(self.to_users.rows_beside(seen, batch.users, items))
             side = self._side(behaviour, views, dropout=self.config.dropout)
             final = behaviour + side
             if self.config.contrast_weight:
@@ -177,19 +180,21 @@ class SMORE(Recommender):
             terms["regularization"] = self.config.regularization * penalty
         return terms
 
-    def _propagated(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """C [N, D], and E_b [N, D] of each view."""
+    def _propagated(self) -> tuple[Tensor, Tensor | None]:
+        """C [N, D], and the items' E_b of all views side by side, [I, (M + 1) D]."""
         behaviour = self.graph.mean_of_powers(self.nodes, self.config.n_layers)
         if not self.given:
-            return behaviour, {}
+            return behaviour, None
         items = self.nodes[self.n_users :]  # Q
         seen = []
         for name, content in self._filtered().items():
             gate = torch.sigmoid(self.gate[name](content))
             seen.append(self.item_graphs[name](items * gate))  # I_b
-        side_by_side = torch.cat(seen, dim=1)  # [I, (M + 1) D]: one product for all views
-        joined = torch.cat([self.to_users(side_by_side), side_by_side])
-        return behaviour, dict(zip(self.views, split_columns(joined, len(seen)), strict=True))
+        return behaviour, torch.cat(seen, dim=1)  # one product with S_ui for all views
+
+    def _split(self, views: Tensor) -> dict[str, Tensor]:
+        """E_b [R, D] of each view, of those side by side [R, (M + 1) D]."""
+        return dict(zip(self.views, split_columns(views, len(self.views)), strict=True))
 
     def _filtered(self) -> dict[str, Tensor]:
         """y~_b [I, D] of each view: equations 1 and 2."""

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from mmbench.models.base import Interactions
-from mmbench.models.graph import normalised_adjacency
+from mmbench.models.graph import SparseOperator, normalised_adjacency
 from mmbench.models.item_graphs import item_neighbours, largest_columns
 
 
@@ -137,3 +138,30 @@ def test_k_beyond_the_number_of_items_keeps_all():
 def test_among_equals_the_lowest_columns_win():
     block = torch.tensor([[1.0, 2, 1, 2, 1], [0, 0, 0, 0, 0]])
     assert largest_columns(block, 3).tolist() == [[0, 1, 3], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_rows_of_a_product_beside_rows_of_the_table(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(3)
+    matrix = (rng.random((7, 5)) < 0.4) * rng.standard_normal((7, 5))
+    matrix[2] = 0.0  # a row without entries
+    operator = SparseOperator(sp.csr_array(matrix))
+    table = torch.from_numpy(rng.standard_normal((5, 3))).to(dtype).requires_grad_()
+    rows, own = torch.tensor([6, 2, 0, 6]), torch.tensor([1, 1, 4])
+    joined = operator.rows_beside(table, rows, own)
+    exact = table.detach().double().requires_grad_()
+    whole = torch.cat([(torch.from_numpy(matrix) @ exact)[rows], exact[own]])
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    assert torch.allclose(joined.double(), whole, atol=tolerance)
+    weights = torch.from_numpy(rng.standard_normal((7, 3)))
+    (joined.double() * weights).sum().backward()
+    (whole * weights).sum().backward()
+    assert table.grad is not None
+    assert exact.grad is not None
+    assert torch.allclose(table.grad.double(), exact.grad, atol=tolerance)
+
+
+def test_no_rows_of_a_product_are_asked_for() -> None:
+    operator = SparseOperator(sp.csr_array(np.eye(4)))
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert operator.rows_beside(torch.ones(4, 2), nothing, nothing).shape == (0, 2)
