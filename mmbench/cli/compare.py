@@ -86,6 +86,11 @@ REGRESSION = 1
     help="Print intervals, effect sizes, raw p, wins/ties/losses and seed spread.",
 )
 @click.option(
+    "--cost",
+    is_flag=True,
+    help="Print seconds, epochs, peak memory and parameters of each system as well.",
+)
+@click.option(
     "--fail-on-regression",
     is_flag=True,
     help="Exit with status 1 if a system is worse than its reference.",
@@ -126,6 +131,7 @@ def compare(
     family: str,
     alpha: float,
     details: bool,
+    cost: bool,
     fail_on_regression: bool,
     margin: float,
     level: str,
@@ -143,6 +149,7 @@ def compare(
     Examples:
       mmbench compare runs/*
       mmbench compare runs/* --baseline vbpr --metric ndcg@20 --format latex
+      mmbench compare runs/* --cost
       mmbench compare runs/* --by item-popularity --metric recall@20
       mmbench compare runs/new --against runs/main --fail-on-regression
     """
@@ -156,13 +163,14 @@ def compare(
         raise click.UsageError("--cutoff belongs to --by k")
     if margin and not fail_on_regression:
         raise click.UsageError("--margin belongs to --fail-on-regression")
-    if over_datasets and (against or by or details or fail_on_regression):
+    if over_datasets and (against or by or details or cost or fail_on_regression):
         raise click.UsageError(
             "--over-datasets goes with --baseline, --metric, --part and --format alone"
         )
     # Imported here because scipy takes a second to load and --help must not wait.
     from mmbench.report import comparison as comparing
     from mmbench.report.breakdown import CUTOFFS
+    from mmbench.report.cost import costs
     from mmbench.report.leaderboard import leaderboard, render
     from mmbench.report.regression import regressions
     from mmbench.runs import find_runs
@@ -197,10 +205,11 @@ def compare(
     )
     # Before anything is printed, so that bad input prints no result.
     worse = regressions(compared, margin=margin, level=level) if fail_on_regression else []  # type: ignore[arg-type]
+    spent = costs(compared) if cost else []
     if output == "table":
-        console.result(leaderboard(compared, details=details))
+        console.result(leaderboard(compared, details=details, cost=spent))
     else:
-        console.text(render(compared, output))
+        console.text(render(compared, output, cost=spent))
     for regression in worse:
         console.error(f"regression: {regression}")
     if worse:

@@ -10,13 +10,16 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from tabulate import tabulate
 
+from mmbench.report import cost as costing
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
 from mmbench.report.comparison import Cell, Comparison
+from mmbench.report.cost import Cost
 from mmbench.report.numbers import fixed, mean_decimals, p_value, percent
 
 JSON_SCHEMA = 1
@@ -28,13 +31,16 @@ MARKUP = {
 }
 
 
-def as_json(comparison: Comparison) -> str:
+def as_json(comparison: Comparison, cost: Sequence[Cost] = ()) -> str:
     """Every field as JSON; see `as_dict`."""
-    return json.dumps(as_dict(comparison), indent=2, allow_nan=False)
+    return json.dumps(as_dict(comparison, cost), indent=2, allow_nan=False)
 
 
-def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as plain values, ready for JSON; what is not finite becomes None."""
+def as_dict(comparison: Comparison, cost: Sequence[Cost] = ()) -> dict[str, Any]:
+    """A comparison as plain values, ready for JSON; what is not finite becomes None.
+
+    `cost` is a key only where costs are given.
+    """
     c = comparison
     return {
         "schema": JSON_SCHEMA,
@@ -62,6 +68,7 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
             for system in c.systems
         ],
         "cells": _records(c),
+        **({"cost": costing.records(cost)} if cost else {}),
     }
 
 
@@ -111,25 +118,31 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_csv(c: Comparison) -> str:
+def as_csv(c: Comparison, cost: Sequence[Cost] = ()) -> str:
     """One line per system and column with every field; undefined ones are empty."""
     records = _records(c)
+    costs = {record["label"]: record for record in costing.records(cost)}
+    names = costing.FIELDS if cost else ()
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=[*records[0], *names], lineterminator="\n")
     writer.writeheader()
     for record in records:
         means = " ".join("" if mean is None else repr(mean) for mean in record["seed_means"])
-        writer.writerow({**record, "seed_means": means})
+        further = {name: costs[record["label"]][name] for name in names}
+        if further:
+            further["devices"] = "; ".join(further["devices"])
+        writer.writerow({**record, "seed_means": means, **further})
     return text.getvalue()
 
 
-def as_markup(c: Comparison, form: str) -> str:
-    """A table for "github" or "latex" (booktabs), rounded, with its caption."""
+def as_markup(c: Comparison, form: str, cost: Sequence[Cost] = ()) -> str:
+    """A table for "github" or "latex" (booktabs), rounded, with its caption; costs in a second."""
     systems, heads = tested_systems(c), ["System"]
-    rows = [
-        [system.label.replace("|", "\\|") if form == "github" else system.label]
+    labels = [
+        system.label.replace("|", "\\|") if form == "github" else system.label
         for system in c.systems
     ]
+    rows = [[label] for label in labels]
     for index, column in enumerate(c.columns):
         cells = [row[index] for row in c.cells]
         decimals = mean_decimals(cell.mean for cell in cells)
@@ -141,24 +154,34 @@ def as_markup(c: Comparison, form: str) -> str:
             row.append(_mean(c, cell, decimals))
             if compared:
                 row += _compared(cell, systems)
+    text = _titled(title(c), heads, rows, caption(c), form)
+    if cost:
+        costly = [[name, *costing.cells(each)] for name, each in zip(labels, cost, strict=True)]
+        heads = ["System", *costing.LONG_HEADS]
+        text += "\n\n" + _titled("Cost", heads, costly, costing.notes(cost), form)
+    for mark, markup in MARKUP[form].items():
+        text = text.replace(mark, markup)
+    return text
+
+
+def _titled(
+    head: str, heads: Sequence[str], rows: Sequence[Sequence[str]], said: Sequence[str], form: str
+) -> str:
+    """A table with its title above it and its sentences."""
     align = ["left", *["right"] * (len(heads) - 1)]
     tables = {"github": "github", "latex": "latex_booktabs"}
     table = tabulate(
         rows, headers=heads, tablefmt=tables[form], colalign=align, disable_numparse=True
     )
     if form == "github":
-        text = "\n".join([f"**{title(c)}**", "", table, "", *(f"- {line}" for line in _escaped(c))])
-    else:
-        text = "\n".join([f"% {title(c)}", *(f"% {line}" for line in caption(c)), table])
-    for mark, markup in MARKUP[form].items():
-        text = text.replace(mark, markup)
-    return text
+        return "\n".join([f"**{head}**", "", table, "", *(f"- {line}" for line in _escaped(said))])
+    return "\n".join([f"% {head}", *(f"% {line}" for line in said), table])
 
 
-def _escaped(c: Comparison) -> list[str]:
+def _escaped(lines: Sequence[str]) -> list[str]:
     return [
         line.replace(SIGNIFICANT, _STAR).replace(SPREAD, _TILDE).replace("<", "&lt;")
-        for line in caption(c)
+        for line in lines
     ]
 
 

@@ -7,57 +7,60 @@ packed into as many tables as the width asks for; only the labels of systems are
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from mmbench.errors import UnknownNameError
+from mmbench.report import cost as costing
+from mmbench.report.blocks import Block, tables
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
 from mmbench.report.comparison import Cell, Comparison, Contrast
+from mmbench.report.cost import Cost
 from mmbench.report.formats import MARKUP, as_csv, as_json, as_markup
 from mmbench.report.numbers import count, fixed, mean_decimals, p_value, percent, signed
 
-GAP = 3  # blanks between two blocks
-LABEL_SHARE = 0.36  # of the width, at most, for the labels
-SHORTEST_LABEL = 8
-WRAPPED_LABEL = 18  # no label is wrapped to less only to save a table
 PLAIN_WIDTH = 80
 
 
-def leaderboard(comparison: Comparison, *, details: bool = False) -> Leaderboard:
+def leaderboard(
+    comparison: Comparison, *, details: bool = False, cost: Sequence[Cost] = ()
+) -> Leaderboard:
     """A comparison as a rich renderable.
 
     Args:
         comparison: what is shown.
         details: one block per metric, with every figure, instead of the short table.
+        cost: what each system cost, for a table of its own below.
     """
-    return Leaderboard(comparison, details)
+    return Leaderboard(comparison, details, tuple(cost))
 
 
-def render(comparison: Comparison, form: str, *, details: bool = False) -> str:
+def render(
+    comparison: Comparison, form: str, *, details: bool = False, cost: Sequence[Cost] = ()
+) -> str:
     """A comparison as text.
 
     Args:
         comparison: what is shown.
         form: "github", "latex", "csv", "json", or "table" for the terminal's, plain, 80 wide.
         details: for "table": every figure. CSV and JSON always hold all.
+        cost: what each system cost; further columns of CSV, a list of its own in JSON.
 
     Raises:
         UnknownNameError: there is no such format.
     """
     if form in MARKUP:
-        return as_markup(comparison, form)
+        return as_markup(comparison, form, cost)
     if form in _DATA:
-        return _DATA[form](comparison)
+        return _DATA[form](comparison, cost)
     if form != "table":
         raise UnknownNameError("format", form, ["table", *MARKUP, *_DATA])
     console = Console(width=PLAIN_WIDTH, file=io.StringIO(), color_system=None)
     with console.capture() as captured:
-        console.print(leaderboard(comparison, details=details))
+        console.print(leaderboard(comparison, details=details, cost=cost))
     return captured.get()
 
 
@@ -70,6 +73,7 @@ class Leaderboard:
 
     comparison: Comparison
     details: bool = False
+    cost: tuple[Cost, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The title, the tables, and what they say about themselves."""
@@ -83,89 +87,20 @@ class Leaderboard:
         )
         yield Text(title(c), style="bold")
         for group in blocks:
-            for table in _tables(labels, group, width):
+            for table in tables(labels, group, width):
                 yield Text("")
                 yield table
         yield Text("")
         for line in caption(c):
             yield Text(line, style="dim")
-
-
-@dataclass(frozen=True)
-class Block:
-    """Columns that stay together: a title, their heads, and one row of texts per system."""
-
-    titles: tuple[str, ...]
-    heads: tuple[str, ...]
-    rows: tuple[tuple[Text, ...], ...]
-
-    @property
-    def widths(self) -> list[int]:
-        """Width of each column; the first is widened until the titles fit."""
-        widths = [
-            max([len(head), *(row[i].cell_len for row in self.rows)])
-            for i, head in enumerate(self.heads)
-        ]
-        missing = max(map(len, self.titles)) - (sum(widths) + len(widths) - 1)
-        widths[0] += max(0, missing)
-        return widths
-
-    @property
-    def width(self) -> int:
-        """Width of the whole block."""
-        return sum(self.widths) + len(self.heads) - 1
-
-    def head(self, n_titles: int) -> Text:
-        """The titles, centred on `n_titles` lines, above the heads."""
-        widths = self.widths
-        heads = " ".join(head.rjust(width) for head, width in zip(self.heads, widths, strict=True))
-        titles = [*[""] * (n_titles - len(self.titles)), *self.titles]
-        lines = [Text(line.center(self.width), style="bold", end="") for line in titles]
-        return Text("\n").join([*lines, Text(heads, style="dim", end="")])
-
-    def line(self, row: int) -> Text:
-        """One row, each cell aligned to the right."""
-        cells = []
-        for text, width in zip(self.rows[row], self.widths, strict=True):
-            cells.append(Text(" " * (width - text.cell_len)) + text)
-        return Text(" ").join(cells)
-
-
-def _tables(labels: Sequence[str], blocks: Sequence[Block], width: int) -> Iterator[Table]:
-    """Pack blocks into tables no wider than `width`, about equally many in each."""
-    longest = max([len("System"), *map(len, labels)])
-    widest = max(block.width for block in blocks) + GAP
-    # The labels give way to the widest block, never the reverse; and they are wrapped rather
-    # than that a further table is needed.
-    cap = max(SHORTEST_LABEL, min(longest, int(width * LABEL_SHARE), width - widest))
-    candidates = range(cap, min(cap, WRAPPED_LABEL) - 1, -1)
-    n_tables, label_width = min(
-        (_tables_needed(blocks, width - label), -label) for label in candidates
-    )
-    label_width = -label_width
-    per_table = -(-len(blocks) // n_tables)
-    for start in range(0, len(blocks), per_table):
-        chosen = blocks[start : start + per_table]
-        # The box adds one blank between columns.
-        table = Table(
-            box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False
-        )
-        n_titles = max(len(block.titles) for block in chosen)
-        head = Text("\n" * n_titles + "System", style="bold")
-        table.add_column(head, min_width=label_width, max_width=label_width, overflow="fold")
-        for block in chosen:
-            table.add_column(
-                block.head(n_titles), min_width=block.width, no_wrap=True, overflow="ignore"
-            )
-        for row, label in enumerate(labels):
-            table.add_row(Text(label), *(block.line(row) for block in chosen))
-        yield table
-
-
-def _tables_needed(blocks: Sequence[Block], width: int) -> int:
-    """Number of tables for the blocks, where the labels leave `width` in each."""
-    widths = [block.width + GAP for block in blocks]
-    return 1 if sum(widths) <= width else -(-len(blocks) // max(1, width // max(widths)))
+        if not self.cost:
+            return
+        for table in tables(labels, [costing.block(self.cost)], width):
+            yield Text("")
+            yield table
+        yield Text("")
+        for line in costing.notes(self.cost):
+            yield Text(line, style="dim")
 
 
 def _titles(c: Comparison, index: int, what: str = "") -> tuple[str, ...]:

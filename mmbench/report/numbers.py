@@ -20,6 +20,16 @@ def fixed(value: float | None, decimals: int) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
 
 
+def significant(value: float) -> str:
+    """A number of any size with about three digits: "0.0123", "4.56", "1,234"."""
+    if not math.isfinite(value):
+        return MISSING
+    if abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(4, digits)}f}"
+
+
 def signed(value: float | None, decimals: int) -> str:
     """A number with its sign; a zero has none."""
     if value is None or not math.isfinite(value):

@@ -280,3 +280,21 @@ def test_the_command_is_found_by_name():
     done = CliRunner().invoke(cli, ["compare", "--help"])
     assert done.exit_code == 0
     assert "mmbench compare runs/new --against runs/main --fail-on-regression" in done.output
+
+
+def test_cost_is_a_second_table_of_real_runs(tiny_data, tmp_path, mmbench):
+    for model in ("bpr-mf", "ease"):
+        trained = mmbench(
+            "train", model, "--dataset", "tiny", "--data-dir", tiny_data, "--runs-dir",
+            tmp_path / "runs", *(["--set", "training.epochs=2"] if model == "bpr-mf" else []),
+        )  # fmt: skip
+        assert trained.status == 0, trained.err
+    done = mmbench("compare", tmp_path / "runs", "--cost")
+    assert done.status == 0, done.err
+    table = done.out.split("peak MiB")[1]
+    assert "bpr-mf" in table
+    assert "ease" in table
+    assert "Device: CPU" in table
+    assert max(map(len, done.out.splitlines())) <= 80
+    refused = mmbench("compare", tmp_path / "runs", "--cost", "--over-datasets")
+    assert refused.status == 2
