@@ -184,6 +184,18 @@ class LiveEncoder(Section):
     """Whether activations are computed again in the backward pass instead of kept."""
 
 
+class Corruption(Section):
+    """What is done to a feature set before a model is given it, in training and ranking alike."""
+
+    kind: Literal["shuffle", "noise", "missing"]
+    """shuffle: vectors are exchanged among items. noise: Gaussian vectors with the mean and the
+    deviation of each column. missing: the items count as having none."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of items that it befalls."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Draws the items and what becomes of them; the training seed plays no part."""
+
+
 class Evaluation(Section):
     """What is measured on the ranked lists."""
 
@@ -226,6 +238,8 @@ class _Shape(Section):
     features: dict[str, str] = {}
     encoders: dict[str, LiveEncoder] = {}
     """Encoders that learn with the model, by modality; `joint` for one that reads both."""
+    corruptions: dict[str, Corruption] = {}
+    """Feature sets that are spoilt on purpose, by modality."""
     model: dict[str, Any]
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -251,6 +265,13 @@ class _Shape(Section):
         given = {name: value[name] for name in MODALITIES if name in value}
         return {name: {"name": v} if isinstance(v, str) else v for name, v in given.items()}
 
+    @field_validator("corruptions", mode="before")
+    @classmethod
+    def _corruptions(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {name: {"kind": v} if isinstance(v, str) else v for name, v in value.items()}
+
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -262,6 +283,11 @@ class _Shape(Section):
 
     @model_validator(mode="after")
     def _selectable(self) -> _Shape:
+        for modality in self.corruptions:
+            if modality not in self.features:
+                raise ValueError(
+                    f"corruptions.{modality}: features names no {modality} set that could be spoilt"
+                )
         for modality in self.encoders:
             if modality in self.features:
                 raise ValueError(
@@ -282,8 +308,8 @@ class RunRecipe:
     """One trial and one seed: what the engine runs.
 
     Attributes:
-        dataset, protocol, features, encoders, training, evaluation: as in the recipe, defaults
-            filled in.
+        dataset, protocol, features, encoders, corruptions, training, evaluation: as in the
+            recipe, defaults filled in.
         model: registered name of the model.
         settings: the model's own settings.
         seed: the seed from which every random stream is spawned.
@@ -295,7 +321,7 @@ class RunRecipe:
         self, shape: _Shape, settings: ModelConfig, seed: int, trial: Mapping[str, Any]
     ) -> None:
         self.dataset, self.protocol, self.features = shape.dataset, shape.protocol, shape.features
-        self.encoders = shape.encoders
+        self.encoders, self.corruptions = shape.encoders, shape.corruptions
         self.training, self.evaluation = shape.training, shape.evaluation
         self.model = str(shape.model["name"]).replace("_", "-")
         self.settings, self.seed, self.trial = settings, seed, dict(trial)
@@ -315,6 +341,10 @@ class RunRecipe:
                 modality: encoder.model_dump(mode="json")
                 for modality, encoder in self.encoders.items()
             },
+            "corruptions": {
+                modality: corruption.model_dump(mode="json")
+                for modality, corruption in self.corruptions.items()
+            },
             "model": {"name": self.model, **self.settings.model_dump(mode="json")},
             "training": self.training.model_dump(mode="json"),
             "evaluation": self.evaluation.model_dump(mode="json"),
@@ -325,6 +355,8 @@ class RunRecipe:
         """What defines the system: the resolved recipe without its seed, label and metrics."""
         values = self.as_dict()
         del values["seeds"], values["label"]
+        if not self.corruptions:
+            del values["corruptions"]
         # Metrics are computed from the stored lists at any time; only their length is fixed.
         values["evaluation"] = {"depth": self.evaluation.depth}
         # Where weights lie moves no number; the run's facts hold what they are.
@@ -354,10 +386,16 @@ class Recipe:
             if any(value in values[:place] for place, value in enumerate(values)):
                 raise ConfigError(f"{self.source}: grid.{key} lists a value twice")
             # Trials are compared on validation, so what is ranked and measured is the same in all.
-            if key.partition(".")[0] not in ("model", "features", "encoders", "training"):
+            if key.partition(".")[0] not in (
+                "model",
+                "features",
+                "encoders",
+                "corruptions",
+                "training",
+            ):
                 raise ConfigError(
                     f"{self.source}: grid.{key} cannot be searched over; only keys of model, "
-                    "features, encoders and training can"
+                    "features, encoders, corruptions and training can"
                 )
         for point in itertools.product(*grid.values()):
             trial = dict(zip(grid, point, strict=True))

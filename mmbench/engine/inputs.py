@@ -14,10 +14,11 @@ from torch import Tensor
 
 from mmbench.data.features import FeatureSet
 from mmbench.data.prepared import TEST, TRAIN, VALID, PreparedDataset, Split, load_dataset
+from mmbench.engine.corruption import corrupted
 from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.lists import IntArray
 from mmbench.models.base import MODELS, Interactions, ItemFeatures
-from mmbench.recipe import RunRecipe
+from mmbench.recipe import Corruption, RunRecipe
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
             torch.from_numpy(part[TRAIN].items),
             chronological,
         ),
-        features=[_for_model(features) for features in stored],
+        features=[_for_model(f, recipe.corruptions.get(f.modality)) for f in stored],
         stored=stored,
         valid=target(VALID, TRAIN),
         test=target(TEST, *before_test),
@@ -237,12 +238,14 @@ def _masked(recipe: RunRecipe, histories: Ragged, relevant: Ragged) -> Ragged:
     return Ragged.group(rows[keep], items[keep], n_users)
 
 
-def _for_model(stored: FeatureSet) -> ItemFeatures:
+def _for_model(stored: FeatureSet, corruption: Corruption | None) -> ItemFeatures:
     """A feature set in float32; items without the modality get the mean of those that have it."""
     matrix = np.array(stored.matrix, dtype=np.float32)
     present = np.array(stored.mask)
     if not present.any():
         raise DataError(f"feature set {stored.key} has no item with the modality; extract it again")
+    if corruption is not None:
+        matrix, present = corrupted(stored.modality, matrix, present, corruption)
     matrix[~present] = matrix[present].mean(axis=0, dtype=np.float64)
     return ItemFeatures(
         stored.key, stored.modality, torch.from_numpy(matrix), torch.from_numpy(present)

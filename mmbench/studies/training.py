@@ -12,6 +12,7 @@ from mmbench.engine.device import Compute
 from mmbench.engine.inputs import Inputs, check_modalities, load_inputs
 from mmbench.engine.train import run_path, train_run
 from mmbench.engine.training import EpochListener
+from mmbench.models.base import MODELS
 from mmbench.recipe import Recipe, RunRecipe
 from mmbench.runs import Run, read_manifest
 
@@ -120,6 +121,16 @@ def _validation(runs: Sequence[Run], select_by: str) -> float:
 
 
 def _data_key(plan: RunRecipe) -> str:
-    """What `load_inputs` reads; models that read the same share it."""
-    rules = plan.protocol.split, plan.protocol.mask_validation_at_test
-    return repr((plan.dataset, rules, sorted(plan.features.items())))
+    """What `load_inputs` reads and makes of it; models for which it is the same share it."""
+    model = MODELS.get(plan.model).obj
+    made = [
+        plan.dataset,
+        plan.protocol.model_dump_json(),
+        plan.features,
+        {name: encoder.model_dump() for name, encoder in plan.encoders.items()},
+        {name: corruption.model_dump() for name, corruption in plan.corruptions.items()},
+        model.family,
+        model.reads_tokens,
+        getattr(plan.settings, "max_length", None),  # of a protocol that masks the last L + 1
+    ]
+    return repr(made)
