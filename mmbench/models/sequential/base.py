@@ -123,10 +123,23 @@ class SequentialRecommender(Recommender):
         return {self.config.loss: self.next_item_loss(hidden, batch, targets, negatives)}
 
     def next_item_loss(
-        self, hidden: Tensor, batch: SequenceBatch, targets: Tensor, negatives: Tensor | None
+        self,
+        hidden: Tensor,
+        batch: SequenceBatch,
+        targets: Tensor,
+        negatives: Tensor | None,
+        real: Tensor | None = None,
     ) -> Tensor:
-        """The chosen loss of user vectors h [B, L, D], a scalar in float32."""
-        real = batch.inputs != self.padding
+        """The chosen loss of user vectors h [B, L, D], a scalar in float32.
+
+        Args:
+            hidden: h, one for each of the batch's targets.
+            batch: whose items `targets` and `negatives` are.
+            targets: vectors of the items to be found [B, L, D].
+            negatives: of the drawn ones [B, L, D]; only "bce" reads them.
+            real: which slots count, bool [B, L]; those with a real input unless given.
+        """
+        real = batch.inputs != self.padding if real is None else real
         with torch.autocast(hidden.device.type, enabled=False):
             hidden, targets = full_precision(hidden), full_precision(targets)
             positive = (hidden * targets).sum(dim=2)
@@ -251,6 +264,15 @@ def xavier_normal_(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.xavier_normal_(part.weight)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+def bert_normal_(module: nn.Module) -> None:
+    """BERT's start: normal weights of deviation 0.02 and zero biases, linear and embedding."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=0.02)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
 

@@ -14,14 +14,12 @@ scaling by sqrt(D), no last norm), which the published comparisons use, not the 
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from mmbench.models.base import Interactions, ItemFeatures, register_model
 from mmbench.models.sequential.base import ItemTable, SequentialConfig, SequentialRecommender
-from mmbench.models.sequential.sequence_encoders import SASRecEncoder
+from mmbench.models.sequential.sequence_encoders import Dropout, SASRecEncoder
 
 
 class SASRecConfig(SequentialConfig):
@@ -30,7 +28,7 @@ class SASRecConfig(SequentialConfig):
     embedding_size: PositiveInt = 64  # D
     n_layers: PositiveInt = 2
     n_heads: PositiveInt = 2
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Dropout = 0.1
 
 
 @register_model(

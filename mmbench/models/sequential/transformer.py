@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmbench.errors import ConfigError
+
 HIDDEN = -1e9
 
 
@@ -27,7 +29,10 @@ class Attention(nn.Module):
     def __init__(self, size: int, n_heads: int, dropout: float, *, bias: bool) -> None:
         super().__init__()
         if size % n_heads:
-            raise ValueError(f"width {size} does not divide into {n_heads} heads")
+            raise ConfigError(
+                f"model.n_heads: vectors of {size} numbers do not divide into {n_heads} heads; "
+                "choose a number of heads that divides the size"
+            )
         self.n_heads, self.dropout = n_heads, dropout
         self.query = nn.Linear(size, size, bias=bias)
         self.key = nn.Linear(size, size, bias=bias)
