@@ -2,14 +2,26 @@
 
 Modality-based models read items through this one face, so that each runs on extracted features
 (a vector is one token) and on encoders alike. Shapes: I items, N items asked for, T tokens, E
-width of a state.
+width of a state, D of an item vector.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
 from torch import Tensor, nn
 
+from mmbench.errors import ConfigError
 from mmbench.models.base import ItemEncoder, ItemFeatures
+from mmbench.models.losses import full_precision
+
+ORDER = ("textual", "joint", "acoustic", "visual")
+"""Modalities as fusion reads them: of two, the first one conditions, or gates, the second."""
+CHUNK_LIVE = 128
+"""Items that an encoder is given at once when the whole catalogue is encoded."""
+CHUNK_STORED = 2**22
+"""Numbers of stored states that are read at once when the whole catalogue is encoded."""
 
 
 class ItemStates(nn.Module):
@@ -30,7 +42,7 @@ class ItemStates(nn.Module):
             self.width = features.encoder.width
             return
         tokens = features.matrix[:, None] if features.tokens is None else features.tokens
-        mask = features.token_mask
+        mask = None if features.tokens is None else features.token_mask
         self.width = tokens.shape[2]
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
@@ -41,14 +53,80 @@ class ItemStates(nn.Module):
             states, mask = self.encoder(items)
             return states, mask
         stored: Tensor = self.tokens  # type: ignore[assignment]
-        states = stored.index_select(0, items).float()
+        # Stored in half precision; a model made double stays double.
+        states = full_precision(stored.index_select(0, items))
         if isinstance(self.mask, Tensor):
             return states, self.mask.index_select(0, items)
-        return states, states.new_ones(states.shape[:2], dtype=bool)  # type: ignore[call-overload]
+        return states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+
+    @property
+    def chunk(self) -> int:
+        """How many items to ask for at once, so that memory stays bounded."""
+        if self.encoder is not None:
+            return CHUNK_LIVE
+        stored: Tensor = self.tokens  # type: ignore[assignment]
+        return max(1, CHUNK_STORED // max(1, stored[:1].numel()))
+
+
+class ContentStates(nn.ModuleDict):
+    """The `ItemStates` of each modality given, by modality, in `ORDER`.
+
+    Raises:
+        ConfigError: none is given, or two of one modality.
+    """
+
+    def __init__(self, given: Sequence[ItemFeatures], model: str) -> None:
+        modalities = [features.modality for features in given]
+        if not given:
+            raise ConfigError(
+                f"{model} reads items by their content and is given none; name a feature set "
+                "under features: or an encoder under encoders:"
+            )
+        if len(set(modalities)) < len(modalities):
+            raise ConfigError(
+                f"{model} takes one feature set for each modality, but is given "
+                f"{', '.join(features.name for features in given)}; leave one out"
+            )
+        by_modality = {features.modality: features for features in given}
+        super().__init__({m: ItemStates(by_modality[m]) for m in ORDER if m in by_modality})
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Those given, in `ORDER`."""
+        return tuple(self.keys())
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """E of each modality."""
+        return {states.modality: states.width for states in self._each()}
+
+    def read(self, modality: str, items: Tensor) -> tuple[Tensor, Tensor]:
+        """States [N, T, E] and mask [N, T] of one modality of items int64 [N]."""
+        states, mask = self[modality](items)
+        return states, mask
+
+    def in_chunks(self, encode: Callable[[Tensor], Tensor], items: Tensor) -> Tensor:
+        """Vectors [I, D] of many items int64 [I], encoded some at a time, in bounded memory.
+
+        Args:
+            encode: vectors [N, D] of items int64 [N].
+        """
+        size = min(states.chunk for states in self._each())
+        starts = range(0, len(items), size)
+        return torch.cat([encode(items[start : start + size]) for start in starts])
+
+    def _each(self) -> Iterator[ItemStates]:
+        for states in self.values():
+            assert isinstance(states, ItemStates)
+            yield states
 
 
 def masked_pool(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the real tokens' states, [N, E] of [N, T, E] and bool [N, T]."""
+    """The mean of the real tokens' states, [N, E] of [N, T, E] and bool [N, T].
+
+    In float32 under autocast; zero for an item without a real token.
+    """
+    states = full_precision(states)
     weights = mask.to(states.dtype)[:, :, None]
     total: Tensor = (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1e-9)
     return total
