@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmbench.models.base import ModelConfig
 from mmbench.models.sequential.base import xavier_normal_
-from mmbench.models.sequential.transformer import SRBlock, causal_mask
+from mmbench.models.sequential.transformer import BertBlock, SRBlock, causal_mask
 
 SequenceEncoderName = Literal["sasrec", "grurec", "nextitnet"]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -79,6 +79,49 @@ class SASRecEncoder(nn.Module):
     def forward(self, inputs: Tensor, real: Tensor) -> Tensor:
         """User vectors after each slot, [B, L, D]."""
         # Slots are counted from the newest, so a shorter array has the same positions.
+        positions = self.positions.weight[-inputs.shape[1] :]
+        x: Tensor = self.drop(self.norm(inputs + positions))
+        mask = causal_mask(real)
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+class BertSASRecEncoder(nn.Module):
+    """Self-attention in the form of RecBole, which UniSRec and VQ-Rec build on.
+
+        x_t = v_t + P_t;   X^0 = drop(LN(x));   X^k = BertBlock_k(X^{k-1}), causal;   h = X^n
+
+    Biases in the attention, GELU, LN with epsilon 1e-12, all weights from N(0, 0.02). P belongs
+    to the absolute slot here too, where RecBole counts positions from the oldest item.
+
+    Args:
+        inner: width inside a block.
+    """
+
+    def __init__(
+        self, size: int, max_length: int, n_layers: int, n_heads: int, dropout: float, inner: int
+    ) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(max_length, size)  # P
+        self.norm = nn.LayerNorm(size, eps=1e-12)
+        self.drop = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            BertBlock(size, n_heads, dropout, inner) for _ in range(n_layers)
+        )
+        for part in self.modules():
+            if isinstance(part, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(part.weight, std=0.02)
+            if isinstance(part, nn.Linear):
+                nn.init.zeros_(part.bias)
+
+    def freeze(self) -> None:
+        """Hold P and the blocks still, as fine-tuning does; the input LN goes on learning."""
+        for part in (self.positions, self.blocks):
+            part.requires_grad_(False)
+
+    def forward(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """User vectors after each slot, [B, L, D]."""
         positions = self.positions.weight[-inputs.shape[1] :]
         x: Tensor = self.drop(self.norm(inputs + positions))
         mask = causal_mask(real)
