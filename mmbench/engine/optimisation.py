@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmbench.models.base import ItemEncoder
 from mmbench.recipe import Schedule, Training
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any]]:
+    """What learns, with its rate and decay: the model's own parameters, then its encoders'.
+
+    A group without parameters is left out, and so is what does not learn at all.
+    """
+    of_encoders = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, ItemEncoder)
+        for parameter in module.parameters()
+    }
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    encoder_rate = training.encoder_learning_rate
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [parameter for parameter in learning if id(parameter) not in of_encoders],
+            "lr": training.learning_rate,
+            "weight_decay": training.weight_decay,
+        },
+        {
+            "params": [parameter for parameter in learning if id(parameter) in of_encoders],
+            "lr": training.learning_rate if encoder_rate is None else encoder_rate,
+            "weight_decay": training.encoder_weight_decay,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimiser of a recipe, in its fused form: one kernel instead of one per tensor."""
-    rate, decay = training.learning_rate, training.weight_decay
     kind = {
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
         "sgd": torch.optim.SGD,
         "adagrad": torch.optim.Adagrad,
     }[training.optimizer]
-    parameters = list(parameters)
+    groups = parameter_groups(model, training)
     # Fused Adagrad exists for the CPU alone.
-    fused = training.optimizer != "adagrad" or parameters[0].device.type == "cpu"
-    optimizer: torch.optim.Optimizer = kind(parameters, lr=rate, weight_decay=decay, fused=fused)
+    on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+    fused = training.optimizer != "adagrad" or on_cpu
+    optimizer: torch.optim.Optimizer = kind(groups, lr=training.learning_rate, fused=fused)
     return optimizer
 
 

@@ -231,6 +231,7 @@ def _finish(
             "best_epoch": progress.best_epoch,
             "stopped_by": progress.finished,
             "select_by": recipe.training.select_by,
+            "accumulate": progress.parts,
             "seconds": progress.train_s + progress.evaluate_s,
             "train_seconds": progress.train_s,
             "seconds_per_epoch": progress.train_s / max(1, progress.epoch),

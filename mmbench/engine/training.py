@@ -6,6 +6,7 @@ start from equal states end in equal weights.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from mmbench import seeding
 from mmbench.engine.device import Compute
-from mmbench.engine.optimisation import learning_rate_factor, make_optimizer
+from mmbench.engine.optimisation import learning_rate_factor
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.sampling import make_sampler
+from mmbench.engine.step import Step
 from mmbench.errors import TrainingError
 from mmbench.metrics.base import parse_metric
 from mmbench.models.base import Interactions, Recommender
 from mmbench.recipe import RunRecipe
 
 Record = dict[str, Any]
-"""One epoch of the history: epoch, losses, validation metrics, seconds."""
+"""One epoch of the history: epoch, losses, validation metrics, seconds; and `memory`, a sentence,
+where a batch did not fit."""
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Progress:
     history: list[Record] = field(default_factory=list)
     finished: str | None = None
     """Why training is over: "patience", "epochs", or "closed form" where there is no epoch."""
+    parts: int = 1
+    """Into how many parts a batch was cut in the end: the recipe's `accumulate`, or more."""
 
 
 class TrainingLoop:
@@ -72,16 +77,17 @@ class TrainingLoop:
         self.sampling.manual_seed(seeding.integer(recipe.seed, "sampling"))
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.step: Step | None = None
         if model.fitting == "gradient":
             self.sampler = make_sampler(model, train, recipe.protocol.negatives)
-            self.optimizer = make_optimizer(model.parameters(), self.training)
+            self.step = Step(model, self.training, compute)
 
     def run(self) -> Iterator[Record]:
         """Train until patience or epochs end; yields each epoch's record when it is over.
 
         Raises:
-            TrainingError: a loss or a score is NaN or infinite; names epoch and term.
+            TrainingError: a loss or a score is NaN or infinite, or memory is not enough for a
+                row; names the epoch.
         """
         progress = self.progress
         while progress.finished is None:
@@ -105,56 +111,40 @@ class TrainingLoop:
         begin = time.perf_counter()
         self.model.train()
         self.model.on_epoch_start(epoch)
-        if self.optimizer is None:
+        if self.step is None:
             losses = self.model.fit_epoch(self.sampling)
         else:
             factor = learning_rate_factor(self.training.schedule, epoch - 1, self.training.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.training.learning_rate * factor
-            losses = self._gradient_epoch(self.optimizer)
+            self.step.set_rate(factor)
+            with self._named(epoch):
+                losses = self._gradient_epoch(self.step)
         self.compute.synchronise()
-        for term, value in losses.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{self.recipe.label}, seed {self.recipe.seed}, epoch {epoch}: "
-                    f"loss term {term!r} is {value}; lower training.learning_rate or set "
-                    "training.clip_norm"
-                )
+        with self._named(epoch):
+            _check_finite(losses)
         seconds = time.perf_counter() - begin
         self.progress.train_s += seconds
-        return {"epoch": epoch, "losses": losses, "train_s": seconds}
+        record = {"epoch": epoch, "losses": losses, "train_s": seconds}
+        if self.step is not None:
+            self.progress.parts = self.step.parts
+            if self.step.note:
+                record["memory"], self.step.note = self.step.note, ""
+        return record
 
-    def _gradient_epoch(self, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def _gradient_epoch(self, step: Step) -> dict[str, float]:
         """One pass over all rows; nothing in here waits for the device until its end."""
         drawn = self.sampler.epoch(self.sampling)
         size, n_rows = self.training.batch_size, len(self.sampler)
-        names: list[str] = []
         total = torch.zeros((), device=self.compute.device)
-        autocast = torch.autocast(
-            self.compute.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16"
-        )
         for start in range(0, n_rows, size):
             batch = drawn.batch(slice(start, start + size))
-            with autocast:
-                terms = self.model.training_step(batch)
-            losses = torch.stack([term.float() for term in terms.values()])
-            optimizer.zero_grad(set_to_none=True)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-            if self.training.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
-            optimizer.step()
-            names = list(terms)
-            total = total + losses.detach() * len(batch)
-        return dict(zip(names, (total / n_rows).tolist(), strict=True))
+            total = total + step(batch) * len(batch)
+        step.check_scale()
+        return dict(zip(step.terms, (total / n_rows).tolist(), strict=True))
 
     def _evaluate(self, record: Record) -> None:
         begin = time.perf_counter()
-        try:
+        with self._named(record["epoch"]):
             lists = self.ranker.rank(self.model, self.depth)
-        except TrainingError as problem:
-            raise TrainingError(
-                f"{self.recipe.label}, seed {self.recipe.seed}, epoch {record['epoch']}: {problem}"
-            ) from None
         record["valid"] = {
             str(metric): float(metric.values(lists).mean()) for metric in self.metrics
         }
@@ -170,13 +160,22 @@ class TrainingLoop:
         record["evaluate_s"] = time.perf_counter() - begin
         progress.evaluate_s += record["evaluate_s"]
 
+    @contextlib.contextmanager
+    def _named(self, epoch: int) -> Iterator[None]:
+        """Say in an error where training stood."""
+        try:
+            yield
+        except TrainingError as problem:
+            where = f"{self.recipe.label}, seed {self.recipe.seed}, epoch {epoch}"
+            raise TrainingError(f"{where}: {problem}") from None
+
     def state(self) -> dict[str, Any]:
         """Everything that the rest of training depends on, as tensors and plain values."""
         device = self.compute.device
         return {
             "progress": dict(vars(self.progress)),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+            "step": self.step.state() if self.step else None,
             "best": self.best,
             "sampling": self.sampling.get_state(),
             "torch": torch.get_rng_state(),
@@ -187,14 +186,23 @@ class TrainingLoop:
         """Continue from a `state()` of the same recipe."""
         self.progress = Progress(**state["progress"])
         self.model.load_state(state["model"])
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+        if self.step is not None:
+            self.step.restore(state["step"])
         device = self.compute.device
         self.best = {name: tensor.to(device) for name, tensor in state["best"].items()}
         self.sampling.set_state(state["sampling"].cpu())
         torch.set_rng_state(state["torch"].cpu())
         if self.compute.is_cuda:
             torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+def _check_finite(losses: dict[str, float]) -> None:
+    for term, value in losses.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"loss term {term!r} is {value}; lower training.learning_rate or set "
+                "training.clip_norm"
+            )
 
 
 EpochListener = Callable[[RunRecipe, Record, Progress], None]

@@ -189,6 +189,10 @@ class Recommender(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} is not trained by gradient")
 
+    def weight(self, batch: Any) -> float | Tensor:
+        """How many terms the loss of a batch is the mean of; a part of a batch counts by it."""
+        return len(batch)
+
     def on_epoch_start(self, epoch: int) -> None:
         """Called before each epoch, counted from 1; graphs are rebuilt here."""
 

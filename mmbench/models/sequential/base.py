@@ -61,6 +61,10 @@ class SequenceBatch:
     def __len__(self) -> int:
         return len(self.users)
 
+    def batch(self, rows: slice) -> SequenceBatch:
+        """Some of the rows."""
+        return SequenceBatch(self.users[rows], self.sequences[rows], self.negatives[rows])
+
     @property
     def inputs(self) -> Tensor:
         """Slots 1..L, int64 [B, L]."""
@@ -102,6 +106,10 @@ class SequentialRecommender(Recommender):
     def padding(self) -> int:
         """The item that stands for no item: I."""
         return self.n_items
+
+    def weight(self, batch: SequenceBatch) -> float | Tensor:
+        """Real input slots, over which the loss is the mean; a scalar."""
+        return (batch.inputs != self.padding).sum()
 
     @abstractmethod
     def items(self, items: Tensor) -> Tensor:

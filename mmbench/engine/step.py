@@ -1,0 +1,187 @@
+"""One step of training: a batch, whole or in parts, over one process or several.
+
+    g = sum over parts p of (w_p / w) grad L(p)        w = sum of w_p, `Recommender.weight`
+
+L(p) is the loss that the model computes of a part and w_p the number of terms it is the mean of:
+rows, for sequential models real slots. So g is the gradient of the whole batch's loss wherever
+that is such a mean, plus penalties of weights. What looks across the rows of a batch is not:
+in-batch negatives and contrasts between rows see the rows of their part alone (a loss of its own,
+with fewer negatives), statistics over a batch are those of the part, terms over its distinct
+items count an item once in each part, and what is drawn inside a step (dropout, the negatives of
+sampled softmax, masked slots) is drawn for each part. A graph that the first batch of an epoch
+builds with gradient (LATTICE, MICRO) gets that of the first part.
+
+A batch that does not fit in memory is cut in halves, and so is every batch after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmbench.engine.device import Compute
+from mmbench.engine.optimisation import make_optimizer
+from mmbench.errors import TrainingError
+from mmbench.models.base import Recommender
+from mmbench.recipe import Training
+
+SMALLEST_SCALE = 2.0**-20
+"""Of float16's losses; below it no gradient has been finite for some forty steps."""
+
+
+class Step:
+    """Turns batches into steps of the optimiser.
+
+    Args:
+        model: on its device; what learns has `requires_grad`.
+        training: the recipe's section.
+
+    Attributes:
+        parts: into how many parts a batch is cut at present.
+        note: what is to be said about memory; whoever says it empties it.
+    """
+
+    def __init__(self, model: Recommender, training: Training, compute: Compute) -> None:
+        self.model, self.compute, self.clip_norm = model, compute, training.clip_norm
+        self.optimizer = make_optimizer(model, training)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.parts, self.note = training.accumulate, ""
+        kind, device = training.precision, compute.device.type
+        half = torch.float16 if kind == "float16" else torch.bfloat16
+        self.autocast = torch.autocast(device, half, enabled=kind != "float32")
+        # Gradients below 6e-8 are zero in float16: losses are scaled up, gradients down again.
+        self.scaler = torch.amp.GradScaler(device, enabled=kind == "float16")
+        self.terms: list[str] = []
+
+    def set_rate(self, factor: float) -> None:
+        """Set every group's learning rate to a factor of its own."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Learn from a batch; returns its loss terms, in the order of `terms`, float32 [T].
+
+        Raises:
+            TrainingError: not even parts of one row fit in memory, or the optimiser does not.
+        """
+        drawn = self._generators()
+        while (losses := self._gradients(batch)) is None:
+            self._halve(len(batch))
+            self._restore_generators(drawn)
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        try:
+            self.scaler.step(self.optimizer)
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            raise TrainingError(
+                "the state of the optimizer does not fit in memory; choose a smaller model, or "
+                "training.optimizer=sgd, which keeps none"
+            ) from None
+        self.scaler.update()
+        return losses
+
+    def _gradients(self, batch: Any) -> Tensor | None:
+        """Leave the gradient of a batch in the parameters; None where memory was not enough."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total: Tensor | None = None
+        try:
+            for part, share in self._shares(batch):
+                with self.autocast:
+                    terms = self.model.training_step(part)
+                losses = torch.stack([term.float() for term in terms.values()])
+                if share is not None:
+                    losses = losses * share
+                self.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+                self.terms = list(terms)
+                total = losses.detach() if total is None else total + losses.detach()
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            return None
+        assert total is not None
+        return total
+
+    def _shares(self, batch: Any) -> Iterator[tuple[Any, Tensor | float | None]]:
+        """Parts of a batch and what each counts; the whole batch counts as it is."""
+        if self.parts == 1:
+            yield batch, None
+            return
+        n_rows = len(batch)
+        size = -(-n_rows // self.parts)
+        whole = self.model.weight(batch)
+        for start in range(0, n_rows, size):
+            part = batch.batch(slice(start, start + size))
+            yield part, self.model.weight(part) / whole
+
+    def _halve(self, n_rows: int) -> None:
+        """Cut batches into twice as many parts, and free what the attempt has left."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.compute.is_cuda:
+            torch.cuda.empty_cache()
+        if -(-n_rows // self.parts) <= 1:
+            raise TrainingError(
+                "not even one row of a batch fits in memory; choose a smaller model or a shorter "
+                "model.max_length, or another device"
+            )
+        self.parts *= 2
+        self.note = (
+            f"a batch of {n_rows} rows does not fit in memory; from here on each is cut into "
+            f"{self.parts} parts, whose gradients are added up (training.accumulate)"
+        )
+
+    def _generators(self) -> tuple[Tensor, Tensor | None]:
+        """States of the generators that a step may draw from; microseconds, and no wait."""
+        of_device = None
+        if self.compute.is_cuda:
+            of_device = torch.cuda.get_rng_state(self.compute.device)
+        return torch.get_rng_state(), of_device
+
+    def _restore_generators(self, states: tuple[Tensor, Tensor | None]) -> None:
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1], self.compute.device)
+
+    def check_scale(self) -> None:
+        """Refuse to go on where float16 has no finite gradient left; waits for the device.
+
+        Raises:
+            TrainingError: the scale of the losses has fallen below any use.
+        """
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise TrainingError(
+                "no gradient is finite in float16, however small the losses are scaled; set "
+                "training.precision to bfloat16 or float32"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on, as tensors and plain values."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "parts": self.parts,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a `state()` of the same model and recipe."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.parts = int(state["parts"])
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that memory was not enough, of a GPU or of the machine."""
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # The allocator of the CPU and the libraries of CUDA have no error of their own for it.
+    told = str(problem)
+    return isinstance(problem, RuntimeError) and any(
+        sign in told
+        for sign in ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+    )
