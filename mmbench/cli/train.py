@@ -68,7 +68,7 @@ def train(
     ]
     for recipe in loaded:
         warn_of_no_features(recipe)
-        ensure_demo(recipe.shape.dataset, data_dir)
+        ensure_demo(recipe.shape.dataset, data_dir, recipe.shape.protocol.split)
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     with display() as events:
         trained = train_recipes(loaded, place, events)

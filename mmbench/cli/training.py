@@ -80,8 +80,8 @@ def display() -> Iterator[Events]:
         yield Events(planned, begun, epoch, done)
 
 
-def ensure_demo(dataset: str, data_dir: Path) -> None:
-    """Prepare the embedded demo dataset and its features if they are asked for and not there."""
+def ensure_demo(dataset: str, data_dir: Path, split: str | None = None) -> None:
+    """Prepare the embedded demo dataset, its features and a split if asked for and not there."""
     if dataset != "demo":
         return
     from mmbench.data.prepare import prepare
@@ -90,6 +90,8 @@ def ensure_demo(dataset: str, data_dir: Path) -> None:
     if not (data_dir / "demo" / "manifest.json").exists():
         console.note(f"preparing the embedded demo dataset in {data_dir / 'demo'}")
         prepare("demo", data_dir=data_dir)
+    if split is not None:  # its default split stays the first one, whoever asks first
+        prepare("demo", data_dir=data_dir, splits=[split])
     extract_builtin("demo", data_dir)  # what is there already is not made again
 
 
