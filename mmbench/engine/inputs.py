@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class Inputs:
 
     def facts(self) -> dict[str, Any]:
         """What was read, for the run's manifest and for its identity."""
+        with_tokens = {features.name for features in self.features if features.tokens is not None}
         return {
             "dataset": {
                 "name": self.dataset.name,
@@ -111,6 +112,11 @@ class Inputs:
                     "modality": s.modality,
                     "encoder": s.encoder,
                     "sha256": s.manifest["sha256"],
+                    **(
+                        {"tokens_sha256": s.manifest["tokens"]["sha256"]}
+                        if s.key in with_tokens
+                        else {}
+                    ),
                 }
                 for s in self.stored
             ],
@@ -199,7 +205,14 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
             torch.from_numpy(part[TRAIN].items),
             chronological,
         ),
-        features=[_for_model(f, recipe.corruptions.get(f.modality)) for f in stored],
+        features=[
+            _for_model(
+                f,
+                recipe.corruptions.get(f.modality),
+                reads_tokens=MODELS.get(recipe.model).obj.reads_tokens,
+            )
+            for f in stored
+        ],
         stored=stored,
         valid=target(VALID, TRAIN),
         test=target(TEST, *before_test),
@@ -238,18 +251,54 @@ def _masked(recipe: RunRecipe, histories: Ragged, relevant: Ragged) -> Ragged:
     return Ragged.group(rows[keep], items[keep], n_users)
 
 
-def _for_model(stored: FeatureSet, corruption: Corruption | None) -> ItemFeatures:
-    """A feature set in float32; items without the modality get the mean of those that have it."""
+def _for_model(
+    stored: FeatureSet, corruption: Corruption | None = None, *, reads_tokens: bool = False
+) -> ItemFeatures:
+    """A feature set in float32; items without the modality get the mean of those that have it.
+
+    Args:
+        reads_tokens: whether the set's tokens are read too, where it has them.
+    """
     matrix = np.array(stored.matrix, dtype=np.float32)
     present = np.array(stored.mask)
     if not present.any():
         raise DataError(f"feature set {stored.key} has no item with the modality; extract it again")
+    reads_tokens = reads_tokens and stored.tokens is not None
     if corruption is not None:
+        if reads_tokens:
+            raise ConfigError(
+                f"corruptions.{stored.modality}: the model reads the tokens of {stored.key}, but "
+                "only pooled vectors can be spoilt; extract the set without --tokens"
+            )
         matrix, present = corrupted(stored.modality, matrix, present, corruption)
     matrix[~present] = matrix[present].mean(axis=0, dtype=np.float64)
-    return ItemFeatures(
+    features = ItemFeatures(
         stored.key, stored.modality, torch.from_numpy(matrix), torch.from_numpy(present)
     )
+    if not reads_tokens:
+        return features
+    tokens, mask = _tokens(stored)
+    return replace(features, tokens=torch.from_numpy(tokens), token_mask=torch.from_numpy(mask))
+
+
+def _tokens(stored: FeatureSet) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+    """Token states [I, T, E] and which are real [I, T].
+
+    An item without any gets one, the mean of the other items' mean tokens, as its pooled vector.
+    """
+    tokens, mask = np.array(stored.tokens), np.array(stored.token_mask)
+    having = np.flatnonzero(stored.mask & mask.any(axis=1))
+    if not len(having):
+        raise DataError(f"feature set {stored.key} has no item with a token; extract it again")
+    total = np.zeros(tokens.shape[2])
+    for start in range(0, len(having), 1024):  # a copy in float64 of all would not fit
+        rows = having[start : start + 1024]
+        weights = mask[rows] / mask[rows].sum(axis=1, keepdims=True)
+        total += np.einsum("nt,nte->e", weights, tokens[rows].astype(np.float64))
+    lacking = np.setdiff1d(np.arange(len(mask)), having)
+    tokens[lacking, 0], mask[lacking] = total / len(having), False
+    mask[lacking, 0] = True
+    return tokens, mask
 
 
 def to_device(train: Interactions, device: torch.device) -> Interactions:
@@ -268,7 +317,16 @@ def to_device(train: Interactions, device: torch.device) -> Interactions:
 def features_to_device(features: list[ItemFeatures], device: torch.device) -> list[ItemFeatures]:
     """Feature sets on a device."""
     move = _mover(device)
-    return [ItemFeatures(f.name, f.modality, move(f.matrix), move(f.present)) for f in features]
+    return [
+        replace(
+            f,
+            matrix=move(f.matrix),
+            present=move(f.present),
+            tokens=None if f.tokens is None else move(f.tokens),
+            token_mask=None if f.token_mask is None else move(f.token_mask),
+        )
+        for f in features
+    ]
 
 
 def _mover(device: torch.device) -> Any:
