@@ -16,7 +16,7 @@ What a system is tested against:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -135,6 +135,7 @@ class Comparison:
         family: what is corrected together, "metric" or "table".
         alpha: level at which a difference counts as significant.
         unpaired: labels among the `against` runs that no compared system has.
+        tests: every test that was made, those behind no cell included, by indices of `systems`.
     """
 
     dataset: str
@@ -153,6 +154,7 @@ class Comparison:
     family: Family
     alpha: float
     unpaired: tuple[str, ...] = ()
+    tests: Mapping[Pair, Tested] = field(default_factory=dict, repr=False)
 
     def cell(self, label: str, column: int = 0) -> Cell:
         """The cell of one system in one column."""
@@ -250,6 +252,7 @@ def compare(
         if against
         else _order(columns[0].metric, [row[0].mean for row in table])
     )
+    place = {row: index for index, row in enumerate(order)}
     manifest = every[0].manifest
     return Comparison(
         dataset=str(manifest["dataset"]["name"]),
@@ -268,6 +271,10 @@ def compare(
         family=family,
         alpha=alpha,
         unpaired=unpaired,
+        tests={
+            Pair(pair.column, place[pair.system], place[pair.reference]): result
+            for pair, result in tested.items()
+        },
     )
 
 
