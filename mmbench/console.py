@@ -23,6 +23,7 @@ from rich.progress import (
 out = Console(soft_wrap=False, highlight=False)
 err = Console(stderr=True, highlight=False)
 _quiet = False
+_hushed = False
 
 
 def set_quiet(quiet: bool) -> None:
@@ -31,9 +32,17 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def hush() -> None:
+    """Print errors alone from now on: of several processes the first one speaks for all."""
+    global _hushed
+    _hushed = True
+    set_quiet(True)
+
+
 def result(renderable: Any) -> None:
     """Print a result (a rich renderable) to stdout."""
-    out.print(renderable)
+    if not _hushed:
+        out.print(renderable)
 
 
 def notice(renderable: Any) -> None:
@@ -44,6 +53,8 @@ def notice(renderable: Any) -> None:
 
 def text(line: str) -> None:
     """Print plain text to stdout, unwrapped and unstyled, as other programs read it."""
+    if _hushed:
+        return
     sys.stdout.write(line if line.endswith("\n") else line + "\n")
     sys.stdout.flush()
 
@@ -56,7 +67,8 @@ def note(message: str) -> None:
 
 def warn(message: str) -> None:
     """Print a warning to stderr."""
-    err.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
+    if not _hushed:
+        err.print(f"[yellow]warning:[/] {escape(message)}", soft_wrap=True)
 
 
 def error(message: str) -> None:

@@ -54,8 +54,8 @@ def ablate(
 
     loaded = load_recipe(recipe or "vbpr", dataset=dataset, seeds=seeds, settings=settings)
     variants = ablations(loaded, drops)
-    ensure_demo(loaded.shape.dataset, data_dir, loaded.shape.protocol.split)
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
+    ensure_demo(loaded.shape.dataset, data_dir, loaded.shape.protocol.split)
     with display() as events:
         trained = train_recipes(variants, place, events)
     runs = [run for result in trained for run in result.chosen.runs]

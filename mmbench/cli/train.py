@@ -66,10 +66,10 @@ def train(
     loaded = [
         load_recipe(name, dataset=dataset, seeds=seeds, settings=settings) for name in recipes
     ]
+    place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     for recipe in loaded:
         warn_of_no_features(recipe)
         ensure_demo(recipe.shape.dataset, data_dir, recipe.shape.protocol.split)
-    place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     with display() as events:
         trained = train_recipes(loaded, place, events)
     print_trained(trained, output)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,22 @@ LOG_EVERY_S = 60.0
 def workplace(
     data_dir: Path, runs_dir: Path, device: str, deterministic: bool, checkpoint_every: float
 ) -> Workplace:
-    """Where a command works and on what."""
+    """Where a command works and on what; under torchrun as one of several processes."""
     from mmbench.engine import device as devices
+    from mmbench.engine.ranks import joined_ranks, local_device
+    from mmbench.errors import ConfigError
     from mmbench.studies.training import Workplace
 
-    compute = devices.choose(device, deterministic=deterministic)
+    compute = devices.choose(local_device(device), deterministic=deterministic)
+    with joined_ranks(gpu_tensors=compute.is_cuda) as ranks:
+        if ranks.size > 1 and device.startswith("cuda:"):
+            raise ConfigError(
+                f"--device {device}: each of the {ranks.size} processes needs a GPU of its own; "
+                "give --device cuda"
+            )
+        if not ranks.is_first:
+            console.hush()
+        compute = replace(compute, ranks=ranks)
     return Workplace(data_dir, runs_dir, compute, checkpoint_every)
 
 
@@ -51,6 +63,8 @@ def display() -> Iterator[Events]:
             state["run"] = bars.add_task(name, total=plan.training.epochs, status="")
 
         def epoch(plan: RunRecipe, record: Record, progress: Progress) -> None:
+            if "memory" in record:
+                console.warn(f"{plan.label} seed {plan.seed}: {record['memory']}")
             best = f"{progress.best_value:.4f} at epoch {progress.best_epoch}"
             status = f"best {plan.training.select_by} {best}"
             if bars.disable and time.monotonic() - state["said"] >= LOG_EVERY_S:
@@ -84,6 +98,13 @@ def ensure_demo(dataset: str, data_dir: Path, split: str | None = None) -> None:
     """Prepare the embedded demo dataset, its features and a split if asked for and not there."""
     if dataset != "demo":
         return
+    from mmbench.engine.ranks import joined_ranks
+
+    with joined_ranks() as ranks:
+        ranks.together(lambda: _prepare_demo(data_dir, split), first_only=True)
+
+
+def _prepare_demo(data_dir: Path, split: str | None) -> None:
     from mmbench.data.prepare import prepare
     from mmbench.engine.extract import extract_builtin
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmbench.engine.ranks import ALONE, Ranks
 from mmbench.errors import ConfigError
 
 
@@ -22,6 +23,8 @@ class Compute:
 
     device: torch.device
     deterministic: bool = False
+    ranks: Ranks = ALONE
+    """This process among those that share a run."""
 
     @property
     def is_cuda(self) -> bool:
@@ -34,6 +37,7 @@ class Compute:
             "device": self.device.type,
             "deterministic": self.deterministic or not self.is_cuda,
             "threads": torch.get_num_threads(),
+            "processes": self.ranks.size,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "numpy": np.__version__,
@@ -81,6 +85,9 @@ def choose(device: str = "auto", *, deterministic: bool = False) -> Compute:
             raise ConfigError(
                 f"device {device!r} is not here: {n_gpus} CUDA devices found; try --device cpu"
             )
+        if chosen.index is not None:
+            # What a library makes on "the" GPU belongs on this process's own.
+            torch.cuda.set_device(chosen)
     if deterministic and chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -7,7 +7,7 @@ seeded random order, so that ties gain a model nothing and a constant scorer sco
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmbench.engine.exchange import joined_rows
 from mmbench.engine.inputs import Target
+from mmbench.engine.ranks import ALONE, Ranks
 from mmbench.errors import TrainingError
 from mmbench.metrics.lists import IntArray, RankedLists
 from mmbench.models.base import Recommender
@@ -48,6 +50,8 @@ class Ranker:
         activity: training interactions of every user of the dataset.
         order: the seeded order of the items, a permutation [I].
         block_bytes: size of a block of scores; the default suits the device.
+        ranks: the processes that share the users; each ranks for as many, and all are given all
+            lists.
     """
 
     def __init__(
@@ -58,8 +62,11 @@ class Ranker:
         order: IntArray,
         device: torch.device,
         block_bytes: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.target, self.popularity, self.activity = target, popularity, activity
+        self.whole, self.popularity, self.activity = target, popularity, activity
+        self.ranks = ranks
+        self.target = target = _share(target, self.ranks)
         self.device, self.n_items = device, len(order)
         self.order = torch.from_numpy(np.asarray(order)).to(device)
         place = np.empty(len(order), dtype=np.int64)
@@ -102,7 +109,21 @@ class Ranker:
         """
         was_training = model.training
         model.eval()
-        depth = min(depth, self.n_items)
+        listed, hits, finite = self._top(model, min(depth, self.n_items))
+        model.train(was_training)
+        # Asked of all processes at once, so that all stop where one would.
+        if not all(self.ranks.gather(bool(finite))):
+            raise TrainingError(
+                "a score is NaN or infinite; lower the learning rate, or look at the features"
+            )
+        if self.ranks.size == 1:
+            return listed, hits
+        n_users = len(self.whole.users)
+        listed = joined_rows(self.ranks, listed, n_users)
+        return listed, joined_rows(self.ranks, hits.byte(), n_users).bool()
+
+    def _top(self, model: Recommender, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `top`, of this process's users; and whether all numbers are finite, a scalar."""
         n_users = len(self.users)
         listed = torch.empty((n_users, depth), dtype=torch.int64, device=self.device)
         hits = torch.empty((n_users, depth), dtype=torch.bool, device=self.device)
@@ -126,19 +147,14 @@ class Ranker:
             # Products of finite vectors overflow only where the best score shows it.
             finite &= (best < torch.inf).all()  # NaN is not below infinity either
             listed[block.rows], hits[block.rows] = self._look_up(block.rows, best, places)
-        model.train(was_training)
-        if not bool(finite):
-            raise TrainingError(
-                "a score is NaN or infinite; lower the learning rate, or look at the features"
-            )
-        return listed, hits
+        return listed, hits, finite
 
     def _vectors(self, model: Recommender, catalogue: Any) -> tuple[Tensor, Tensor]:
         """Vectors of the ranked users and of all items."""
         if not isinstance(model, SequentialRecommender):
             users, items = model.vectors()
             return users[self.users], items
-        starts = range(0, len(self.users), SEQUENCES)
+        starts = range(0, max(1, len(self.users)), SEQUENCES)  # one, though empty, for the shape
         parts = [
             model.represent(
                 catalogue,
@@ -175,14 +191,30 @@ class Ranker:
         if missing := depth - items.shape[1]:  # a catalogue of ten items still has a recall@20
             items, hits = F.pad(items, (0, missing), value=-1), F.pad(hits, (0, missing))
         return RankedLists(
-            users=self.target.users,
+            users=self.whole.users,
             items=items.cpu().numpy(),
             hits=hits.cpu().numpy(),
-            relevant_offsets=self.target.relevant.offsets,
-            relevant_items=self.target.relevant.items,
+            relevant_offsets=self.whole.relevant.offsets,
+            relevant_items=self.whole.relevant.items,
             popularity=self.popularity,
-            activity=self.activity[self.target.users],
+            activity=self.activity[self.whole.users],
         )
+
+
+def _share(target: Target, ranks: Ranks) -> Target:
+    """The users of a part that a process ranks for."""
+    if ranks.size == 1:
+        return target
+    share = ranks.rows(len(target.users))
+    rows = np.arange(share.start, share.stop)
+    histories = None if target.histories is None else target.histories.take(rows)
+    return replace(
+        target,
+        users=target.users[rows],
+        relevant=target.relevant.take(rows),
+        masked=target.masked.take(rows),
+        histories=histories,
+    )
 
 
 def _top_k(

@@ -1,7 +1,8 @@
-"""Several processes that share one extraction, as torchrun starts them.
+"""Several processes that share one extraction or one training, as torchrun starts them.
 
-What they exchange is a word at the end of each step, so gloo serves on GPUs too, and it tells of
-a process that died at once, where NCCL would wait for a time-out.
+What an extraction exchanges is a word at the end of each step, so gloo serves on GPUs too, and
+it tells of a process that died at once, where NCCL would wait for a time-out. What a training
+exchanges besides, tensors on GPUs, goes over NCCL.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from mmbench.errors import ConfigError, DataError, MMBenchError
+from mmbench.errors import ConfigError, DataError, MMBenchError, TrainingError
 
 PATIENCE = timedelta(days=7)  # one rank may have pictures to decode that the others lack
 T = TypeVar("T")
@@ -38,6 +39,60 @@ class Ranks:
     def share(self, work: Sequence[T]) -> list[T]:
         """What of the work is this process's."""
         return list(work[self.rank :: self.size])
+
+    def rows(self, n_rows: int) -> slice:
+        """Which of some rows, as many as can be equal, are this process's.
+
+        The first process has a row wherever there is one.
+        """
+        start, stop = (-(-n_rows * rank // self.size) for rank in (self.rank, self.rank + 1))
+        return slice(start, stop)
+
+    def say(self, word: T) -> T:
+        """What the first process has to say; all processes call this.
+
+        Raises:
+            TrainingError: another process has ended.
+        """
+        if self.size == 1:
+            return word
+        words = [word]
+        with self.listening():
+            dist.broadcast_object_list(words, src=0)
+        return words[0]
+
+    def gather(self, word: T) -> list[T]:
+        """What each process has to say, in their order; all processes call this.
+
+        Raises:
+            TrainingError: another process has ended.
+        """
+        if self.size == 1:
+            return [word]
+        words: list[Any] = [None] * self.size
+        with self.listening():
+            dist.all_gather_object(words, word)
+        return words
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Around an exchange: what fails in it is another process that has ended.
+
+        Raises:
+            TrainingError: it has.
+        """
+        try:
+            yield
+        except (RuntimeError, ValueError) as problem:
+            raise TrainingError(
+                f"process {self.rank} of {self.size} stops, because another one has ended or "
+                "cannot be reached; its own message says why; the same command resumes"
+            ) from problem
+
+    def leave(self) -> None:
+        """Part from the others, who hear of it at their next exchange."""
+        if self.size > 1:
+            _leave()
 
     def together(self, step: Callable[[], Result], *, first_only: bool = False) -> Result | None:
         """Do a step of the work, and go on when all processes have.
@@ -73,21 +128,29 @@ class Ranks:
         return result
 
 
+ALONE = Ranks()
+"""One process, which shares nothing."""
+
+
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_ranks(*, gpu_tensors: bool = False) -> Iterator[Ranks]:
     """The processes that torchrun started, or this one alone.
+
+    Args:
+        gpu_tensors: whether tensors on GPUs are to be exchanged too.
 
     Raises:
         ConfigError: the variables that torchrun sets are there in part or wrong.
     """
     if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:
-        yield Ranks()
+        yield ALONE
         return
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
         return
+    backend = "cpu:gloo,cuda:nccl" if gpu_tensors else "gloo"
     try:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=PATIENCE)
     except (ValueError, RuntimeError) as problem:
         raise ConfigError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes did not find one another "

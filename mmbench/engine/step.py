@@ -11,6 +11,10 @@ items count an item once in each part, and what is drawn inside a step (dropout,
 sampled softmax, masked slots) is drawn for each part. A graph that the first batch of an epoch
 builds with gradient (LATTICE, MICRO) gets that of the first part.
 
+Several processes are the same once more: each takes a contiguous share of every batch's rows,
+cut into parts in its turn, and gradients are added up over all. All draw the same batches. What a
+model draws inside a step, each process draws for its own rows.
+
 A batch that does not fit in memory is cut in halves, and so is every batch after it.
 """
 
@@ -23,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mmbench.engine.device import Compute
+from mmbench.engine.exchange import sum_gradients
 from mmbench.engine.optimisation import make_optimizer
 from mmbench.errors import TrainingError
 from mmbench.models.base import Recommender
@@ -47,7 +52,9 @@ class Step:
     def __init__(self, model: Recommender, training: Training, compute: Compute) -> None:
         self.model, self.compute, self.clip_norm = model, compute, training.clip_norm
         self.optimizer = make_optimizer(model, training)
+        self.learning = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.ranks = compute.ranks
         self.parts, self.note = training.accumulate, ""
         kind, device = training.precision, compute.device.type
         half = torch.float16 if kind == "float16" else torch.bfloat16
@@ -63,6 +70,9 @@ class Step:
 
     def __call__(self, batch: Any) -> Tensor:
         """Learn from a batch; returns its loss terms, in the order of `terms`, float32 [T].
+
+        With several processes each is given the whole batch, learns from its share of the rows,
+        and returns what that adds to the terms; a process without a row returns a scalar zero.
 
         Raises:
             TrainingError: not even parts of one row fit in memory, or the optimiser does not.
@@ -89,7 +99,7 @@ class Step:
     def _gradients(self, batch: Any) -> Tensor | None:
         """Leave the gradient of a batch in the parameters; None where memory was not enough."""
         self.optimizer.zero_grad(set_to_none=True)
-        total: Tensor | None = None
+        total, failed = torch.zeros((), device=self.compute.device), False
         try:
             for part, share in self._shares(batch):
                 with self.autocast:
@@ -99,32 +109,36 @@ class Step:
                     losses = losses * share
                 self.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
                 self.terms = list(terms)
-                total = losses.detach() if total is None else total + losses.detach()
+                total = total + losses.detach()
         except (RuntimeError, MemoryError) as problem:
             if not is_out_of_memory(problem):
                 raise
-            return None
-        assert total is not None
-        return total
+            failed = True
+        if self.ranks.size > 1:
+            failed = not sum_gradients(self.ranks, self.learning, failed=failed)
+        return None if failed else total
 
     def _shares(self, batch: Any) -> Iterator[tuple[Any, Tensor | float | None]]:
-        """Parts of a batch and what each counts; the whole batch counts as it is."""
-        if self.parts == 1:
+        """This process's parts of a batch and what each counts; the whole counts as it is."""
+        if self.parts == 1 and self.ranks.size == 1:
             yield batch, None
             return
-        n_rows = len(batch)
-        size = -(-n_rows // self.parts)
-        whole = self.model.weight(batch)
-        for start in range(0, n_rows, size):
-            part = batch.batch(slice(start, start + size))
+        rows = self.ranks.rows(len(batch))
+        whole, size = self.model.weight(batch), self._rows_at_once(len(batch))
+        for start in range(rows.start, rows.stop, size):
+            part = batch.batch(slice(start, min(start + size, rows.stop)))
             yield part, self.model.weight(part) / whole
+
+    def _rows_at_once(self, n_rows: int) -> int:
+        """Most rows of a part of a batch; the same in every process."""
+        return -(-n_rows // (self.ranks.size * self.parts)) or 1
 
     def _halve(self, n_rows: int) -> None:
         """Cut batches into twice as many parts, and free what the attempt has left."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.compute.is_cuda:
             torch.cuda.empty_cache()
-        if -(-n_rows // self.parts) <= 1:
+        if self._rows_at_once(n_rows) == 1:
             raise TrainingError(
                 "not even one row of a batch fits in memory; choose a smaller model or a shorter "
                 "model.max_length, or another device"

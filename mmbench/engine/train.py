@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -25,9 +26,11 @@ from mmbench import seeding
 from mmbench.engine.device import Compute
 from mmbench.engine.inputs import Inputs, Target, features_to_device, load_inputs, to_device
 from mmbench.engine.ranking import Ranker
+from mmbench.engine.ranks import ALONE
 from mmbench.engine.training import EpochListener, Progress, TrainingLoop
 from mmbench.errors import ConfigError, DataError, MMBenchError, TrainingError
 from mmbench.metrics.lists import RankedLists
+from mmbench.modality import MODALITIES
 from mmbench.models.base import MODELS, Recommender
 from mmbench.recipe import RunRecipe, system_hash
 from mmbench.runs import Run, open_run, read_manifest, write_array, write_json, write_lists
@@ -47,19 +50,44 @@ def run_path(recipe: RunRecipe, inputs: Inputs, runs_dir: Path) -> tuple[Path, s
 
 
 def build_model(recipe: RunRecipe, inputs: Inputs, compute: Compute) -> Recommender:
-    """The freshly initialised model on its device."""
+    """The freshly initialised model on its device.
+
+    Raises:
+        ConfigError: it does not train the encoders of the recipe.
+    """
+    kind = MODELS.get(recipe.model).obj
+    given = features_to_device(inputs.features, torch.device("cpu"))
+    # Made before the generators are seeded, as what is kept of an encoder must move no draw.
+    given += [
+        source.make(
+            seed=recipe.seed,
+            precision=recipe.training.precision,
+            compute=compute,
+            is_sequential=kind.family == "sequential",
+        )
+        for source in inputs.live
+    ]
+    given.sort(key=lambda features: MODALITIES.index(features.modality))
     seeding.seed_globals(recipe.seed, "init")
     train = to_device(inputs.train, torch.device("cpu"))
-    model: Recommender = MODELS.get(recipe.model).obj(
-        recipe.settings, train, features_to_device(inputs.features, torch.device("cpu"))
-    )
+    model: Recommender = kind(recipe.settings, train, given)
+    parts = set(model.modules())
+    for features in given:
+        tune = recipe.encoders[features.modality].tune if features.encoder is not None else "none"
+        if features.encoder not in parts and tune != "none":
+            raise ConfigError(
+                f"{recipe.model} trains no encoders: under encoders.{features.modality} set tune: "
+                "none, or extract vectors and name them under features:"
+            )
     return model.to(compute.device)
 
 
 def make_ranker(recipe: RunRecipe, inputs: Inputs, target: Target, compute: Compute) -> Ranker:
     """The ranker of one part, with the seed's order of items."""
     order = seeding.stream(recipe.seed, "ties").permutation(inputs.dataset.n_items)
-    return Ranker(target, inputs.popularity, inputs.activity, order, compute.device)
+    return Ranker(
+        target, inputs.popularity, inputs.activity, order, compute.device, ranks=compute.ranks
+    )
 
 
 def train_run(
@@ -75,25 +103,111 @@ def train_run(
     """Train, select on validation, rank the test part once, and write the run folder.
 
     A finished run of the same recipe, data and seed is returned as it is; an unfinished one is
-    resumed exactly.
+    resumed exactly. Several processes (`compute.ranks`) share the batches and the users; the first
+    one alone writes, and all of them read, so folders must be common to them. They stop together.
 
     Raises:
         DataError: the data are missing or unfit, or the folder cannot be written.
         ConfigError: another process is training this very run.
-        TrainingError: a loss or a score is NaN or infinite.
+        TrainingError: a loss or a score is NaN or infinite, memory is not enough, or another of
+            the processes has ended.
     """
-    inputs = inputs or load_inputs(recipe, data_dir)
-    path, system = run_path(recipe, inputs, runs_dir)
-    with _writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        with _lock(path):
-            begun = (path / "manifest.json").exists()
-            if begun and read_manifest(path).get("status") == "complete":
-                return open_run(path)
-            with _keeping_what_resumes(path):
-                if not begun:
-                    _begin(path, recipe, system)
-                return _train(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s)
+    try:
+        inputs = inputs or load_inputs(recipe, data_dir)
+        path, system = run_path(recipe, inputs, runs_dir)
+        run = _Training(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s)
+        return run.lead() if compute.ranks.is_first else run.follow()
+    except BaseException:
+        compute.ranks.leave()  # or the others would wait for this process
+        raise
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One run, as `train_run` was given it."""
+
+    path: Path
+    recipe: RunRecipe
+    system: str
+    inputs: Inputs
+    compute: Compute
+    on_epoch: EpochListener | None
+    checkpoint_every_s: float
+
+    def lead(self) -> Run:
+        """Hold the folder, and train in it."""
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with _lock(self.path):
+                begun = (self.path / "manifest.json").exists()
+                complete = begun and read_manifest(self.path).get("status") == "complete"
+                self.compute.ranks.say((self.path.name, complete))
+                if complete:
+                    return open_run(self.path)
+                with _keeping_what_resumes(self.path):
+                    if not begun:
+                        _begin(self.path, self.recipe, self.system)
+                    return self.train()
+
+    def follow(self) -> Run:
+        """Train as one of several processes; the first one has the folder.
+
+        Raises:
+            ConfigError: the processes do not train the same run.
+        """
+        name, complete = self.compute.ranks.say(("", False))
+        if name != self.path.name:
+            raise ConfigError(
+                f"the processes were started with different recipes or data: the first one trains "
+                f"{name}, this one {self.path.name}; start all with the same command and folders"
+            )
+        return open_run(self.path) if complete else self.train()
+
+    def train(self) -> Run:
+        """Train, and write the folder."""
+        alone = MODELS.get(self.recipe.model).obj.fitting != "gradient"
+        if not alone:
+            return self._train(self.compute)
+        # There are no gradients to be shared: the first process does it, the others wait.
+        if self.compute.ranks.is_first:
+            self._train(replace(self.compute, ranks=ALONE))
+        self.compute.ranks.say("written")
+        return open_run(self.path)
+
+    def _train(self, compute: Compute) -> Run:
+        recipe, inputs, begin = self.recipe, self.inputs, time.perf_counter()
+        compute.reset_peak_memory()
+        model = build_model(recipe, inputs, compute)
+        ranker = make_ranker(recipe, inputs, inputs.valid, compute)
+        progress = Progress(finished="closed form")
+        if model.fitting == "closed-form":
+            generator = torch.Generator()
+            generator.manual_seed(seeding.integer(recipe.seed, "sampling"))
+            model.fit(generator)
+            compute.synchronise()
+            progress.train_s = time.perf_counter() - begin
+        else:
+            train = to_device(inputs.train, compute.device)
+            loop = TrainingLoop(recipe, model, train, ranker, compute)
+            self._epochs(loop)
+            progress = loop.progress
+            model.load_state(loop.best)
+        return _finish(self.path, recipe, self.system, inputs, compute, model, ranker, progress)
+
+    def _epochs(self, loop: TrainingLoop) -> None:
+        """Train to the end, from where an earlier attempt stopped."""
+        checkpoint, saved = self.path / CHECKPOINT, time.monotonic()
+        if loop.ranks.say(checkpoint.exists()):
+            _resume(checkpoint, loop)
+        for record in loop.run():
+            if not loop.ranks.is_first:
+                continue
+            if self.on_epoch:
+                self.on_epoch(self.recipe, record, loop.progress)
+            due = time.monotonic() - saved >= self.checkpoint_every_s
+            if due and loop.progress.finished is None:
+                _save(checkpoint, loop)
+                saved = time.monotonic()
 
 
 def _begin(path: Path, recipe: RunRecipe, system: str) -> None:
@@ -107,41 +221,6 @@ def _begin(path: Path, recipe: RunRecipe, system: str) -> None:
             "seed": recipe.seed,
         },
     )
-
-
-def _train(
-    path: Path,
-    recipe: RunRecipe,
-    system: str,
-    inputs: Inputs,
-    compute: Compute,
-    on_epoch: EpochListener | None,
-    checkpoint_every_s: float,
-) -> Run:
-    begin = time.perf_counter()
-    compute.reset_peak_memory()
-    model = build_model(recipe, inputs, compute)
-    ranker = make_ranker(recipe, inputs, inputs.valid, compute)
-    progress = Progress(finished="closed form")
-    if model.fitting == "closed-form":
-        generator = torch.Generator()
-        generator.manual_seed(seeding.integer(recipe.seed, "sampling"))
-        model.fit(generator)
-        compute.synchronise()
-        progress.train_s = time.perf_counter() - begin
-    else:
-        loop = TrainingLoop(recipe, model, to_device(inputs.train, compute.device), ranker, compute)
-        _resume(path / CHECKPOINT, loop)
-        saved = time.monotonic()
-        for record in loop.run():
-            if on_epoch:
-                on_epoch(recipe, record, loop.progress)
-            if time.monotonic() - saved >= checkpoint_every_s and loop.progress.finished is None:
-                _save(path / CHECKPOINT, loop)
-                saved = time.monotonic()
-        progress = loop.progress
-        model.load_state(loop.best)
-    return _finish(path, recipe, system, inputs, compute, model, ranker, progress)
 
 
 def _save(path: Path, loop: TrainingLoop) -> None:
@@ -159,8 +238,6 @@ def _save(path: Path, loop: TrainingLoop) -> None:
 
 
 def _resume(path: Path, loop: TrainingLoop) -> None:
-    if not path.exists():
-        return
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         loop.restore(state)
@@ -196,6 +273,12 @@ def _finish(
         lists = {"valid": ranker.rank(model, depth), "test": tester.rank(model, depth)}
     except TrainingError as problem:
         raise TrainingError(f"{recipe.label}, seed {recipe.seed}: {problem}") from None
+    costs = compute.ranks.gather(
+        {"train_seconds": progress.train_s, "peak_memory_mib": compute.peak_memory_mib()}
+    )
+    if not compute.ranks.is_first:
+        compute.ranks.say("written")
+        return open_run(path)
     (path / "recipe.yaml").write_text(
         yaml.safe_dump(recipe.as_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
@@ -223,7 +306,7 @@ def _finish(
             "name": recipe.model,
             "family": model.family,
             "integration": model.integration,
-            "modalities": [features.modality for features in inputs.features],
+            "modalities": inputs.modalities,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
         "training": {
@@ -235,7 +318,8 @@ def _finish(
             "seconds": progress.train_s + progress.evaluate_s,
             "train_seconds": progress.train_s,
             "seconds_per_epoch": progress.train_s / max(1, progress.epoch),
-            "peak_memory_mib": compute.peak_memory_mib(),
+            "peak_memory_mib": max(cost["peak_memory_mib"] for cost in costs),
+            **({"processes": costs} if len(costs) > 1 else {}),
         },
         "environment": compute.describe(),
         "users": {part: ranked.n_users for part, ranked in lists.items()},
@@ -243,6 +327,7 @@ def _finish(
     }
     write_json(path / "manifest.json", manifest)
     (path / CHECKPOINT).unlink(missing_ok=True)
+    compute.ranks.say("written")
     return open_run(path)
 
 

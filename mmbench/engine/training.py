@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmbench import seeding
 from mmbench.engine.device import Compute
+from mmbench.engine.exchange import from_first, summed
 from mmbench.engine.optimisation import learning_rate_factor
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.sampling import make_sampler
@@ -69,7 +70,7 @@ class TrainingLoop:
         compute: Compute,
     ) -> None:
         self.recipe, self.model, self.ranker, self.compute = recipe, model, ranker, compute
-        self.training = recipe.training
+        self.training, self.ranks = recipe.training, compute.ranks
         self.select_by = parse_metric(self.training.select_by)
         self.metrics = dict.fromkeys([self.select_by, *recipe.evaluation.parsed])
         self.depth = max(metric.k for metric in self.metrics)
@@ -90,6 +91,7 @@ class TrainingLoop:
                 row; names the epoch.
         """
         progress = self.progress
+        from_first(self.ranks, [parameter.data for parameter in self.model.parameters()])
         while progress.finished is None:
             record = self._epoch(progress.epoch + 1)
             progress.epoch += 1
@@ -110,7 +112,9 @@ class TrainingLoop:
     def _epoch(self, epoch: int) -> Record:
         begin = time.perf_counter()
         self.model.train()
+        self._draw_alike()
         self.model.on_epoch_start(epoch)
+        self._draw_apart(epoch)
         if self.step is None:
             losses = self.model.fit_epoch(self.sampling)
         else:
@@ -139,7 +143,30 @@ class TrainingLoop:
             batch = drawn.batch(slice(start, start + size))
             total = total + step(batch) * len(batch)
         step.check_scale()
-        return dict(zip(step.terms, (total / n_rows).tolist(), strict=True))
+        terms = self.ranks.say(step.terms)
+        values = summed(self.ranks, total.expand(len(terms)).contiguous()) / n_rows
+        return dict(zip(terms, values.tolist(), strict=True))
+
+    def _draw_alike(self) -> None:
+        """Give torch's generators the states of the first process.
+
+        What a model draws at the start of an epoch, a thinned graph for example, is so the same
+        everywhere, and all that resuming needs is in the first process.
+        """
+        if self.ranks.size > 1:
+            device = self.compute.device
+            states = [torch.get_rng_state()]
+            if self.compute.is_cuda:
+                states.append(torch.cuda.get_rng_state(device))
+            from_first(self.ranks, states)
+            torch.set_rng_state(states[0])
+            if self.compute.is_cuda:
+                torch.cuda.set_rng_state(states[1], device)
+
+    def _draw_apart(self, epoch: int) -> None:
+        """Give every process but the first states of its own: no dropout mask is drawn twice."""
+        if not self.ranks.is_first:
+            seeding.seed_globals(self.recipe.seed, "rank", str(self.ranks.rank), str(epoch))
 
     def _evaluate(self, record: Record) -> None:
         begin = time.perf_counter()
