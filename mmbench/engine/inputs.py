@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from torch import Tensor
 from mmbench.data.features import FeatureSet
 from mmbench.data.prepared import TEST, TRAIN, VALID, PreparedDataset, Split, load_dataset
 from mmbench.engine.corruption import corrupted
+from mmbench.engine.live import LiveSource, find_live
 from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.lists import IntArray
+from mmbench.modality import MODALITIES
 from mmbench.models.base import MODELS, Interactions, ItemFeatures
 from mmbench.recipe import Corruption, RunRecipe
 
@@ -83,6 +85,14 @@ class Inputs:
     stored: list[FeatureSet]
     valid: Target
     test: Target
+    live: list[LiveSource] = field(default_factory=list)
+    """Encoders that learn with the model."""
+
+    @property
+    def modalities(self) -> list[str]:
+        """Those that the model is given, in their order."""
+        given = {f.modality for f in self.features} | {source.modality for source in self.live}
+        return [modality for modality in MODALITIES if modality in given]
 
     @cached_property
     def popularity(self) -> IntArray:
@@ -120,24 +130,28 @@ class Inputs:
                 }
                 for s in self.stored
             ],
+            # Left out where there are none, so that the hashes of such runs stay what they were.
+            **({"encoders": [source.facts() for source in self.live]} if self.live else {}),
         }
 
 
 def check_modalities(recipe: RunRecipe) -> None:
-    """Check that the model can use the recipe's feature sets, and has those that it needs.
+    """Check that the model can use the recipe's feature sets and encoders, and has those that it needs.
 
     Raises:
         ConfigError: it cannot, or has not.
     """
     model = MODELS.get(recipe.model).obj
-    for modality in recipe.features:
+    asked = [("features", name) for name in recipe.features]
+    asked += [("encoders", name) for name in recipe.encoders]
+    for section, modality in asked:
         if modality not in model.modalities:
             usable = ", ".join(sorted(model.modalities)) or "none"
             raise ConfigError(
-                f"features.{modality}: {recipe.model} cannot use this modality (usable: {usable}); "
+                f"{section}.{modality}: {recipe.model} cannot use this modality (usable: {usable}); "
                 "remove the key"
             )
-    if model.requires_modality and not recipe.features:
+    if model.requires_modality and not asked:
         raise ConfigError(
             f"{recipe.model} needs at least one feature set; name one under features: in its "
             "recipe, or for example with --set features.textual=tfidf-svd"
@@ -170,12 +184,16 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
 
     sequential = MODELS.get(recipe.model).obj.family == "sequential"
     if sequential:
-        _check_order(dataset, split)
+        _check_order(dataset)
 
     def seen(*parts: int) -> NDArray[np.bool_]:
         return np.isin(label, parts)
 
-    def target(which: int, *before: int) -> Target:
+    def before(*parts: int) -> Ragged:
+        rows = seen(*parts)
+        return Ragged.in_order(users[rows], items[rows], dataset.n_users)
+
+    def target(which: int, history: Ragged, hidden: Ragged) -> Target:
         word = {VALID: "validation", TEST: "test"}[which]
         ranked = np.flatnonzero(known & (part[which].counts > 0))
         if not len(ranked):
@@ -184,15 +202,13 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
                 "items, so nothing can be measured; prepare it with another --split"
             )
         relevant = part[which].take(ranked)
-        rows = seen(*before)
-        histories = Ragged.in_order(users[rows], items[rows], dataset.n_users).take(ranked)
-        masked = _masked(recipe, histories, relevant)
-        return Target(ranked, relevant, masked, histories if sequential else None)
+        masked = _masked(recipe, hidden.take(ranked), relevant)
+        return Target(ranked, relevant, masked, history.take(ranked) if sequential else None)
 
-    before_test = (TRAIN, VALID) if recipe.protocol.mask_validation_at_test else (TRAIN,)
-    chronological = None
-    if sequential:
-        chronological = torch.from_numpy(items[seen(TRAIN)].astype(np.int64))
+    trained, until_test = before(TRAIN), before(TRAIN, VALID)
+    # What was shown before the test item is the model's to see, hidden as a candidate or not.
+    hidden_at_test = until_test if recipe.protocol.mask_validation_at_test else trained
+    chronological = torch.from_numpy(trained.items) if sequential else None
     stored = [dataset.features(modality, encoder) for modality, encoder in recipe.features.items()]
     train_users = np.repeat(np.arange(dataset.n_users), part[TRAIN].counts)
     return Inputs(
@@ -214,19 +230,20 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
             for f in stored
         ],
         stored=stored,
-        valid=target(VALID, TRAIN),
-        test=target(TEST, *before_test),
+        valid=target(VALID, trained, trained),
+        test=target(TEST, until_test, hidden_at_test),
+        live=[find_live(dataset, modality, how) for modality, how in recipe.encoders.items()],
     )
 
 
-def _check_order(dataset: PreparedDataset, split: Split) -> None:
+def _check_order(dataset: PreparedDataset) -> None:
     """Refuse data whose rows have no order in time.
 
     Raises:
         DataError: there are neither times nor ordered histories.
     """
-    ordered = split.facts.get("rule") in ("leave-one-out", "user-temporal", "cold-sequences")
-    if not (ordered or dataset.manifest["time"]["has_timestamps"]):
+    has_order = dataset.manifest["facts"].get("has_order", False)
+    if not (has_order or dataset.manifest["time"]["has_timestamps"]):
         raise DataError(
             f"{dataset.name} has no timestamps and no ordered histories, so there is no next item; "
             "a sequential model needs one: prepare data that have, or choose a general model"

@@ -202,8 +202,15 @@ class SequentialRecommender(Recommender):
             catalogue: what `catalogue` returned.
             sequences: items, padded on the left with I, int64 [B, L].
         """
-        table = F.pad(catalogue, (0, 0, 0, 1))
-        return self.encode(F.embedding(sequences, table), sequences != self.padding)[:, -1]
+        inputs, real = self.from_catalogue(catalogue, sequences)
+        return self.encode(inputs, real)[:, -1]
+
+    def from_catalogue(self, catalogue: Tensor, sequences: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the catalogue, zero at padding, [B, L, D], and the real slots, bool [B, L]."""
+        real = sequences != self.padding
+        # The catalogue may be large, so it is not copied for one row of zeros.
+        rows = F.embedding(sequences.clamp(max=self.n_items - 1), catalogue)
+        return torch.where(real[:, :, None], rows, 0.0), real
 
     def score(self, catalogue: Any, sequences: Tensor) -> Tensor:
         """Scores of all items after a sequence, float32 [B, I]."""

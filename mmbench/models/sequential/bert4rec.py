@@ -128,11 +128,10 @@ class BERT4Rec(SequentialRecommender):
 
     def represent(self, catalogue: Tensor, sequences: Tensor) -> Tensor:
         """User vectors for what follows a sequence of int64 [B, L]: those of a MASK behind it."""
-        table = F.pad(catalogue[:, : self.config.embedding_size], (0, 0, 0, 1))
-        mask = self._mask().expand(len(sequences), 1, -1)
-        inputs = torch.cat([F.embedding(sequences, table), mask], dim=1)
-        real = F.pad(sequences != self.padding, (0, 1), value=True)
-        return self.encode(inputs, real)[:, -1]
+        rows, real = self.from_catalogue(catalogue, sequences)
+        rows = rows[:, :, : self.config.embedding_size]
+        inputs = torch.cat([rows, self._mask().expand(len(rows), 1, -1)], dim=1)
+        return self.encode(inputs, F.pad(real, (0, 1), value=True))[:, -1]
 
     def _mask(self) -> Tensor:
         """The vector of MASK, [D]."""
