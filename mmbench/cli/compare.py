@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mmbench import console
-from mmbench.cli import options
+from mmbench.cli import options, reporting
 from mmbench.errors import ConfigError
 
 REGRESSION = 1
@@ -115,6 +115,7 @@ REGRESSION = 1
     is_flag=True,
     help="Rank systems of equal label over several datasets: average ranks, Friedman test, Holm.",
 )
+@reporting.report_options
 @options.format_option
 @click.pass_context
 def compare(
@@ -136,6 +137,10 @@ def compare(
     margin: float,
     level: str,
     over_datasets: bool,
+    page: Path | None,
+    folder: Path | None,
+    force: bool,
+    data_dir: Path,
     output: str,
 ) -> None:
     """Compare runs: means, differences, and adjusted p-values over the same users.
@@ -151,6 +156,7 @@ def compare(
       mmbench compare runs/* --baseline vbpr --metric ndcg@20 --format latex
       mmbench compare runs/* --cost
       mmbench compare runs/* --by item-popularity --metric recall@20
+      mmbench compare runs/* --baseline vbpr --html report.html --out report
       mmbench compare runs/new --against runs/main --fail-on-regression
     """
     if against and baseline:
@@ -167,6 +173,7 @@ def compare(
         raise click.UsageError(
             "--over-datasets goes with --baseline, --metric, --part and --format alone"
         )
+    reporting.check(page, folder, force=force, alone=bool(by) or over_datasets)
     # Imported here because scipy takes a second to load and --help must not wait.
     from mmbench.report import comparison as comparing
     from mmbench.report.breakdown import CUTOFFS
@@ -206,6 +213,23 @@ def compare(
     # Before anything is printed, so that bad input prints no result.
     worse = regressions(compared, margin=margin, level=level) if fail_on_regression else []  # type: ignore[arg-type]
     spent = costs(compared) if cost else []
+    if page is not None or folder is not None:
+        from mmbench.report.html.evidence import Request
+
+        request = Request(
+            runs=ours,
+            against=theirs,
+            metrics=metrics,
+            baseline=baseline,
+            part=part,  # type: ignore[arg-type]
+            test=test,
+            correction=correction,
+            family=family,  # type: ignore[arg-type]
+            alpha=alpha,
+            data_dir=data_dir,
+            command=reporting.command_line(),
+        )
+        reporting.write(request, page, folder)
     if output == "table":
         console.result(leaderboard(compared, details=details, cost=spent))
     else:

@@ -16,7 +16,7 @@ import click
 from mmbench import console
 from mmbench.errors import MMBenchError
 
-SHARED = {"__init__", "extracting", "fetching", "main", "options", "training"}
+SHARED = {"__init__", "extracting", "fetching", "main", "options", "reporting", "training"}
 INTERRUPTED = 130
 
 

@@ -1,0 +1,68 @@
+"""The page: every section, set by the template into one file that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mmbench.report.captions import title
+from mmbench.report.html import content, drawing
+from mmbench.report.html.content import Figure, Section
+from mmbench.report.html.effects import effects, significance
+from mmbench.report.html.evidence import Evidence
+from mmbench.report.html.leaderboard import leaderboard
+
+MakeSection = Callable[[Evidence], Section | None]
+SECTIONS: tuple[MakeSection, ...] = (leaderboard, significance, effects)
+
+
+def make_sections(
+    evidence: Evidence, makers: Sequence[MakeSection] = SECTIONS
+) -> tuple[Section, ...]:
+    """The sections that the evidence has something for."""
+    made = (make(evidence) for make in makers)
+    return tuple(section for section in made if section is not None)
+
+
+def render_page(evidence: Evidence, sections: Sequence[Section]) -> str:
+    """The page as HTML.
+
+    Every text is escaped by the template's engine. The figures alone pass as they are: an XML
+    writer made them.
+    """
+    environment = Environment(
+        loader=PackageLoader("mmbench.report.html", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inline_svg"] = _inline
+    environment.globals["kind"] = lambda part: type(part).__name__
+    styles = Markup(
+        environment.get_template("page.css").render(
+            light=drawing.palette_css("light"), dark=drawing.palette_css("dark")
+        )
+    )
+    scripts = Markup(_source(environment, "page.js"))
+    head = title(evidence.main)
+    return environment.get_template("page.html").render(
+        dataset=evidence.main.dataset,
+        facts=head.split(" | ")[1:],
+        sections=sections,
+        created=evidence.created,
+        styles=styles,
+        scripts=scripts,
+        content=content,
+    )
+
+
+def _inline(figure: Figure) -> Markup:
+    return Markup(drawing.inline_svg(figure))
+
+
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
