@@ -179,6 +179,11 @@ class DualEncoder(NeuralEncoder):
         """Tokenised texts as one batch, padded to the longest, on the CPU."""
         return padded(texts, self.tokenizer.pad_token_id or 0)
 
+    @property
+    def framing(self) -> Preprocessing:
+        """How pictures are prepared."""
+        return self.preprocessing
+
     def read_picture(self, picture: Image.Image, item: str) -> Tensor:
         """An upright RGB picture as the model takes it, [3, H, W]."""
         return self.preprocessing.apply(picture)

@@ -53,6 +53,7 @@ class FasterRCNN(NeuralEncoder):
         address="https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
     )
     modalities = ("visual",)
+    learns = False
     variants = ("regions", "whole-first", "fill")
     takes = frozenset({"tokens"})
     citation = "Ren et al., NeurIPS 2015; Lin et al., CVPR 2017"

@@ -90,6 +90,11 @@ class Flava(PairEncoder):
             "preprocessing_from": self._made_by,
         }
 
+    @property
+    def framing(self) -> Preprocessing:
+        """How pictures are prepared."""
+        return self.preprocessing
+
     def read_picture(self, picture: Image.Image, item: str) -> Tensor:
         """An upright RGB picture as float32 [3, H, W]."""
         return self.preprocessing.apply(picture)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmbench.encoders.base import Encoder
+from mmbench.encoders.preprocessing import Preprocessing
 from mmbench.errors import ConfigError, UnknownNameError
 
 Batch = Mapping[str, Tensor]
@@ -106,6 +107,10 @@ class NeuralEncoder(Encoder):
     variants: ClassVar[tuple[str, ...]] = ("default",)
     takes: ClassVar[frozenset[str]] = frozenset()
     is_joint: ClassVar[bool] = False
+    fixed_length: ClassVar[bool] = False
+    """Whether texts are padded to one length because the padding is read."""
+    learns: ClassVar[bool] = True
+    """Whether it can learn inside a recommender."""
     citation: ClassVar[str] = ""
     module: nn.Module
 
@@ -141,6 +146,25 @@ class NeuralEncoder(Encoder):
         The hub id and revision, the SHA-256 of the weights, variant, pooling, normalisation,
         preprocessing with its constants, tokenizer and its limits; not the device.
         """
+
+    @property
+    def framing(self) -> Preprocessing | None:
+        """How pictures are prepared, where all become squares of one size; after `load`."""
+        return None
+
+    @property
+    def masking(self) -> tuple[int, int] | None:
+        """Patches of a picture and how many of them are seen, where some are hidden."""
+        return None
+
+    def read(self, texts: Batch, pictures: Batch, modality: str) -> Encoded:
+        """Vectors of items with the states of all their tokens, for an encoder that learns.
+
+        Needs the option `tokens` where it is taken. Class tokens are among the tokens.
+        """
+        if self.is_joint:
+            return self.encode_joint(texts, pictures)[modality]
+        return self.encode_text(texts) if modality == "textual" else self.encode_picture(pictures)
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """The texts as ids, cut to the limit; any text is fine, the empty one included."""

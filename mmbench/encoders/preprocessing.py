@@ -119,6 +119,17 @@ class Preprocessing:
             raise ValueError(f"a picture of mode {picture.mode}; open_picture makes it RGB")
         return self.normalise(self._framed(picture))
 
+    def framed(self, picture: Image.Image) -> NDArray[np.uint8]:
+        """An upright RGB picture, resized and cropped but not scaled, uint8 [size, size, 3]."""
+        return np.asarray(self._framed(picture))
+
+    def scaled_batch(self, frames: Tensor) -> Tensor:
+        """What `apply` makes of pictures, of their frames: float32 [B, 3, H, W] of [B, H, W, 3]."""
+        mean = torch.tensor(self.mean, device=frames.device)[:, None, None]
+        std = torch.tensor(self.std, device=frames.device)[:, None, None]
+        unit = frames.permute(0, 3, 1, 2).to(torch.float32) / 255
+        return ((unit - mean) / std).contiguous()
+
     def normalise(self, picture: Image.Image) -> Tensor:
         """The values of an RGB picture as float32 [3, H, W], scaled and centred."""
         values = np.asarray(picture)

@@ -49,6 +49,7 @@ class Qwen3VLEmbedding(PairEncoder):
     hub = Hub("Qwen/Qwen3-VL-Embedding-2B", licence="Apache-2.0")
     modalities: ClassVar[tuple[str, ...]] = ("visual", "textual", "joint")
     is_joint = False
+    learns = False
     variants = ("separate", "joint")
     takes = frozenset({"max_tokens", "model"})
     citation = "Li et al., 2026"

@@ -51,6 +51,7 @@ class SigLIP(DualEncoder):
     max_tokens = 64
     processor: ClassVar[Mapping[str, Any]] = SIGLIP_PROCESSOR
     has_class_token = False
+    fixed_length = True
     pooling: ClassVar[Mapping[str, str]] = {"visual": "attention", "textual": "last position"}
     keeps_punctuation: ClassVar[bool]
     padding_side: str

@@ -172,16 +172,8 @@ class TimmVision(NeuralEncoder):
 
     def encode_picture(self, pictures: Batch) -> Encoded:
         """Pooled vectors [B, D] and, where asked for, patches or cells [B, N, E]."""
+        features = self._features(pictures)
         model: Any = self.module
-        pixels = pictures["pixel_values"]
-        visible = pictures.get("visible")
-        if self.variant == "patch-emb":
-            features = _seen(self._embedded(pixels), visible, self._n_prefix)
-        elif visible is None:
-            features = model.forward_features(pixels)
-        else:
-            features = _seen(self._embedded(pixels), visible, self._n_prefix)
-            features = model.norm(model.blocks(features))
         if features.ndim == 4:
             cells = self._cells(features)
             whole = cells
@@ -194,6 +186,43 @@ class TimmVision(NeuralEncoder):
         else:
             pooled = (whole if self.variant == "mean" else cells).float().mean(dim=1)
         return Encoded(pooled.float(), cells.float() if self.options.tokens else None)
+
+    def read(self, texts: Batch, pictures: Batch, modality: str) -> Encoded:
+        """Vectors of pictures; the prefix tokens, which `encode_picture` leaves out, are states."""
+        features = self._features(pictures)
+        model: Any = self.module
+        states = self._cells(features) if features.ndim == 4 else features
+        if self.variant == "pooled":
+            pooled = model.forward_head(features, pre_logits=True).flatten(1)
+        elif self.variant == "cls":
+            pooled = states[:, 0]
+        else:
+            whole = self.variant == "mean" or features.ndim == 4
+            pooled = (states if whole else states[:, self._n_prefix :]).float().mean(dim=1)
+        return Encoded(pooled.float(), states)
+
+    def _features(self, pictures: Batch) -> Tensor:
+        """States of the last layer, [B, P + N, E] or a grid; what enters the first one."""
+        model: Any = self.module
+        pixels, visible = pictures["pixel_values"], pictures.get("visible")
+        if visible is None and self.variant != "patch-emb":
+            features: Tensor = model.forward_features(pixels)
+            return features
+        seen = _seen(self._embedded(pixels), visible, self._n_prefix)
+        if self.variant == "patch-emb":
+            return seen
+        states: Tensor = model.norm(model.blocks(seen))
+        return states
+
+    @property
+    def framing(self) -> Preprocessing:
+        """How pictures are prepared."""
+        return self.preprocessing
+
+    @property
+    def masking(self) -> tuple[int, int] | None:
+        """Patches of a picture and how many of them are seen, where some are hidden."""
+        return (self._n_patches, self._n_visible) if self.options.mask_ratio else None
 
     def _embedded(self, pixels: Tensor) -> Tensor:
         """What enters the first block: [B, P + N, E], or a grid [B, H, W, E]."""

@@ -112,6 +112,11 @@ class Vilt(PairEncoder):
             "preprocessing_from": self._made_by,
         }
 
+    @property
+    def framing(self) -> Preprocessing | None:
+        """How pictures are prepared where they are squashed; else each has a form of its own."""
+        return self._pixels if self._is_squashed else None
+
     def read_picture(self, picture: Image.Image, item: str) -> Tensor:
         """A picture as float32 [3, H, W], H and W multiples of 32."""
         if self._is_squashed:

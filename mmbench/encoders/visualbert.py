@@ -37,6 +37,7 @@ from mmbench.encoders.hub import cached_snapshot
 from mmbench.encoders.joint import PairEncoder
 from mmbench.encoders.loading import Weights, find_weights, load_transformer, tokenizer_files
 from mmbench.encoders.neural import Batch, Encoded, Hub, NeuralEncoder, Options
+from mmbench.encoders.preprocessing import Preprocessing
 from mmbench.errors import ConfigError, DataError
 
 _BERT = Hub("google-bert/bert-base-uncased")
@@ -155,6 +156,11 @@ class VisualBert(PairEncoder):
         whence = ("model", "revision")
         seen = {key: value for key, value in self.detector.settings.items() if key not in whence}
         return {**super().settings, "preprocess": self.options.preprocess, "detector": seen}
+
+    @property
+    def framing(self) -> Preprocessing | None:
+        """How the detector's pictures are prepared."""
+        return self.detector.framing
 
     def read_picture(self, picture: Image.Image, item: str) -> Tensor:
         """A picture as the detector takes it."""

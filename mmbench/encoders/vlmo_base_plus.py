@@ -217,6 +217,11 @@ class VlmoBasePlus(NeuralEncoder):
         """Tokenised texts as one batch, padded to the longest, on the CPU."""
         return padded(texts, self.tokenizer.pad_token_id or 0)
 
+    @property
+    def framing(self) -> Preprocessing:
+        """How pictures are prepared."""
+        return self._pictures
+
     def read_picture(self, picture: Image.Image, item: str) -> Tensor:
         """An upright RGB picture as float32 [3, side, side]."""
         return self._pictures.apply(picture)

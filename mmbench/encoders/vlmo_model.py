@@ -113,9 +113,8 @@ class Vlmo(nn.Module):
             vl_top: go through the VL experts at the top.
         """
         hidden = self._embed_text(ids)
-        for block in self.transformer.stack():
-            hidden = block.attend(hidden, mask.bool())
-            hidden = block.vl(hidden) if vl_top and block.has_vl else block.text(hidden)
+        for block in self.transformer.blocks:
+            hidden = block(hidden, mask.bool(), n_text=hidden.shape[1], vl=vl_top)
         return self._norm(hidden)
 
     def image(self, pixels: Tensor, *, vl_top: bool = False) -> Tensor:
@@ -125,9 +124,8 @@ class Vlmo(nn.Module):
             vl_top: go through the VL experts at the top.
         """
         hidden = self._embed_image(pixels)
-        for block in self.transformer.stack():
-            hidden = block.attend(hidden, None)
-            hidden = block.vl(hidden) if vl_top and block.has_vl else block.image(hidden)
+        for block in self.transformer.blocks:
+            hidden = block(hidden, None, n_text=0, vl=vl_top)
         return self._norm(hidden)
 
     def joint(self, ids: Tensor, mask: Tensor, pixels: Tensor) -> Tensor:
@@ -136,13 +134,8 @@ class Vlmo(nn.Module):
         hidden = torch.cat([self._embed_text(ids), self._embed_image(pixels)], dim=1)
         n_image = hidden.shape[1] - n_text
         there = F.pad(mask.bool(), (0, n_image), value=True)
-        for block in self.transformer.stack():
-            hidden = block.attend(hidden, there)
-            if block.has_vl:
-                hidden = block.vl(hidden)
-            else:
-                text, image = block.text(hidden[:, :n_text]), block.image(hidden[:, n_text:])
-                hidden = torch.cat([text, image], dim=1)
+        for block in self.transformer.blocks:
+            hidden = block(hidden, there, n_text=n_text, vl=True)
         return self._norm(hidden)
 
     def _norm(self, hidden: Tensor) -> Tensor:
@@ -235,6 +228,20 @@ class Block(nn.Module):
         if has_vl:
             self.norm2_vl = nn.LayerNorm(width, eps=1e-6)
             self.mlp_vl = FeedForward(width, hidden)
+
+    def forward(self, hidden: Tensor, there: Tensor | None, n_text: int, vl: bool) -> Tensor:
+        """The next H of H [B, S, D], of which the first `n_text` positions are a text's.
+
+        Args:
+            there: true where attention may look [B, S].
+            vl: go through the VL expert where there is one.
+        """
+        hidden = self.attend(hidden, there)
+        if vl and self.has_vl:
+            return self.vl(hidden)
+        if n_text in (0, hidden.shape[1]):
+            return self.text(hidden) if n_text else self.image(hidden)
+        return torch.cat([self.text(hidden[:, :n_text]), self.image(hidden[:, n_text:])], dim=1)
 
     def attend(self, hidden: Tensor, there: Tensor | None) -> Tensor:
         """H' of H [B, S, D]; `there` [B, S] is true where attention may look."""

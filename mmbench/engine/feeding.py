@@ -171,7 +171,7 @@ class Feed:
         assert self._contents.pictures is not None
         path = self._contents.pictures[item]
         assert path is not None
-        _refuse_changed(path, self._contents.picture_hashes[item])
+        refuse_changed(path, self._contents.picture_hashes[item])
         try:
             return self._encoder.read_picture(open_picture(path), self._ids[item])
         except (DataError, ValueError, OSError) as problem:
@@ -239,7 +239,12 @@ def default_workers(is_cuda: bool) -> int:
     return min(16, cores) if is_cuda else max(1, min(4, cores // 2))
 
 
-def _refuse_changed(path: Path, sha256: str | None) -> None:
+def refuse_changed(path: Path, sha256: str | None) -> None:
+    """Refuse a picture that is not the one of the preparation.
+
+    Raises:
+        DataError: E105, or it cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

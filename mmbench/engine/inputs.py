@@ -136,7 +136,7 @@ class Inputs:
 
 
 def check_modalities(recipe: RunRecipe) -> None:
-    """Check that the model can use the recipe's feature sets and encoders, and has those that it needs.
+    """Check that the model can use what the recipe gives it, and is given what it needs.
 
     Raises:
         ConfigError: it cannot, or has not.
@@ -148,8 +148,8 @@ def check_modalities(recipe: RunRecipe) -> None:
         if modality not in model.modalities:
             usable = ", ".join(sorted(model.modalities)) or "none"
             raise ConfigError(
-                f"{section}.{modality}: {recipe.model} cannot use this modality (usable: {usable}); "
-                "remove the key"
+                f"{section}.{modality}: {recipe.model} cannot use this modality (usable: "
+                f"{usable}); remove the key"
             )
     if model.requires_modality and not asked:
         raise ConfigError(

@@ -1,0 +1,429 @@
+"""Encoders that learn inside a recommender: found, set up for a dataset, and called by item.
+
+What learns is part of the model, of its stored weights and of its optimiser; the rest of the
+encoder is neither, as the hash of its weights, which the run is known by, says all of it. While
+the trunk (see mmbench/encoders/trunks.py) rests, what it makes of each item is computed once,
+kept on disk for all later runs, and read by batch: exact, as nothing in it is drawn at random and
+it is computed in the precision of the pass that reads it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mmbench.data.prepared import PreparedDataset
+from mmbench.encoders.base import ENCODERS
+from mmbench.encoders.neural import Encoded, NeuralEncoder, Options
+from mmbench.encoders.trunks import (
+    Trunk,
+    learning_names,
+    recompute,
+    top_names,
+    towers_of,
+    used_names,
+)
+from mmbench.engine.contents import Contents, read_contents
+from mmbench.engine.device import Compute
+from mmbench.engine.encoding import PRECISIONS
+from mmbench.engine.extraction import WHENCE
+from mmbench.engine.identity import versions
+from mmbench.engine.live_contents import FOLDER, Pictures, Rows, Texts, kept
+from mmbench.engine.shards import canonical_hash
+from mmbench.errors import ConfigError, DataError, MMBenchError
+from mmbench.models.base import ItemEncoder, ItemFeatures
+from mmbench.recipe import LiveEncoder
+
+CHUNK = {"cpu": 32, "cuda": 256}
+"""Items that are encoded at once while the trunk's states or first vectors are computed."""
+_NEEDS = {"textual": ("textual",), "visual": ("visual",), "joint": ("textual", "visual")}
+_WHAT = {"textual": "text", "visual": "picture"}
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """An encoder of a recipe, with its weights read, and what it is to encode.
+
+    Attributes:
+        encoder: as published; each run learns on a copy.
+        contents: of all items.
+    """
+
+    modality: str
+    how: LiveEncoder
+    encoder: NeuralEncoder
+    contents: Contents
+    dataset: PreparedDataset
+
+    def facts(self) -> dict[str, Any]:
+        """What it is, for the run's manifest and for its identity."""
+        settings = self._settings()
+        return {
+            "modality": self.modality,
+            "encoder": self.how.name,
+            "weights_sha256": settings.get("weights_sha256", ""),
+            "settings_sha256": canonical_hash(settings),
+            "contents_sha256": canonical_hash([self.contents.sha256, self.contents.template]),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        given = {key: value for key, value in self.encoder.settings.items() if key not in WHENCE}
+        plain: dict[str, Any] = json.loads(json.dumps(given))
+        return plain
+
+    def make(
+        self, *, seed: int, precision: str, compute: Compute, is_sequential: bool
+    ) -> ItemFeatures:
+        """The encoder as a model is given it, fresh, on its device.
+
+        Args:
+            seed: of the run, from which masks of patches are drawn.
+            precision: of training; evaluation is in float32.
+            is_sequential: whether the model reads tokens, not pooled vectors.
+        """
+        made = LiveItemEncoder(self, seed, precision, compute, reads_tokens=is_sequential)
+        matrix = torch.zeros(self.dataset.n_items, 0) if is_sequential else made.every_vector()
+        present = torch.from_numpy(np.array(self.contents.has))
+        return ItemFeatures(
+            f"{self.modality}__{self.how.name}", self.modality, matrix, present, encoder=made
+        )
+
+
+def find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> LiveSource:
+    """Read the weights of a recipe's encoder and the contents of the items.
+
+    Raises:
+        ConfigError: there is no such encoder, it cannot learn, reads no such content, or does not
+            take an option.
+        DataError: the weights are not here or unfit, or the items have no such content.
+    """
+    try:
+        return _find_live(dataset, modality, how)
+    except MMBenchError as problem:
+        hint = ""
+        if isinstance(problem, DataError) and str(problem).startswith("E40"):
+            hint = f". In a recipe the folder is named by encoders.{modality}.weights"
+        raise type(problem)(f"encoders.{modality}: {problem}{hint}") from problem
+
+
+def _find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> LiveSource:
+    key, _, model = how.name.partition(":")
+    entry = ENCODERS.get(key, hint="`mmbench extract --list` tells what each does.")
+    if not issubclass(entry.obj, NeuralEncoder) or not entry.obj.learns:
+        raise ConfigError(
+            f"{entry.name} cannot learn with a recommender; extract its vectors with `mmbench "
+            f"extract {dataset.name} --encoder {entry.name}` and name them under features:"
+        )
+    encoder = entry.obj(_options(entry.obj, modality, how, model))
+    if modality not in encoder.modalities or encoder.is_joint != (modality == "joint"):
+        reads = ", ".join(encoder.modalities)
+        raise ConfigError(
+            f"{entry.name} makes no {modality} vectors (it makes: {reads}); name it under one of "
+            "these, or choose another variant"
+        )
+    contents = read_contents(dataset, _NEEDS[modality])
+    for need, texts in (("textual", contents.texts), ("visual", contents.pictures)):
+        if texts is not None and not any(texts):
+            raise DataError(
+                f"no item of {dataset.name} has a {_WHAT[need]}, so {entry.name} has nothing to "
+                "read; prepare it with an item table that names them"
+            )
+    if how.preprocess == "mmsr" and contents.texts is not None:
+        # The public code of MMSR lower-cases texts whatever the encoder.
+        lower = [text.lower() for text in contents.texts]
+        template = {**(contents.template or {}), "lower_case": True}
+        contents = replace(contents, texts=lower, template=template)
+    encoder.load()
+    return LiveSource(modality, how, encoder, contents, dataset)
+
+
+def _options(kind: type[NeuralEncoder], modality: str, how: LiveEncoder, model: str) -> Options:
+    variant = how.variant
+    if variant is None and modality == "joint" and "joint" in kind.variants:
+        variant = "joint"
+    is_text = modality == "textual" and "preprocess" not in kind.takes
+    return Options(
+        weights=Path(how.weights).expanduser() if how.weights else None,
+        revision=how.revision,
+        variant=variant,
+        tokens="tokens" in kind.takes,
+        max_tokens=how.max_tokens,
+        mask_ratio=how.mask_ratio,
+        preprocess="own" if is_text else how.preprocess,
+        model=model or None,
+    )
+
+
+class LiveItemEncoder(ItemEncoder):
+    """An encoder of which the upper part learns, called with items.
+
+    Its parameters are those that learn; `state_dict` holds no others. The rest of the encoder
+    moves to devices with it, and stays in evaluation mode where the recipe says so; BatchNorm
+    always does, as the items of a batch are no sample of pictures.
+
+    Args:
+        reads_tokens: whether `forward` is what the model calls; else `vectors` is.
+    """
+
+    _encoder: NeuralEncoder
+
+    def __init__(
+        self,
+        source: LiveSource,
+        seed: int,
+        precision: str,
+        compute: Compute,
+        *,
+        reads_tokens: bool,
+    ) -> None:
+        super().__init__()
+        self.training = False
+        self.modality, self.how = source.modality, source.how
+        encoder = copy.deepcopy(source.encoder)
+        module = encoder.module.eval().to(compute.device)
+        # Not a submodule: what rests is no part of the model's state.
+        self.__dict__["_encoder"] = encoder
+        self._source, self._reads_tokens, self._device = source, reads_tokens, compute.device
+        towers = towers_of(module, self.modality) if self.how.tune == "top" else ()
+        if self.how.tune == "none":
+            towers = _towers_or_none(module, self.modality)
+        names = learning_names(module, towers, self.how.tune, self.how.blocks)
+        contents = source.contents
+        self._texts = None if contents.texts is None else Texts(encoder, contents.texts)
+        self._pictures = None
+        if contents.pictures is not None:
+            ids = source.dataset.item_ids
+            self._pictures = Pictures(encoder, contents, ids, seed, compute.device)
+        self._trunk = Trunk(module, towers, self.how.tune, self.how.blocks)
+        self._kept: dict[str, list[Rows]] = {}
+        self._roots: list[str] = []
+        names = used_names(module, names, self._probe)
+        chosen = set(names)
+        for name, weight in module.named_parameters():
+            weight.requires_grad_(name in chosen)
+        if self.how.tune == "top":
+            self._roots = top_names(module, towers, self.how.blocks)
+        with torch.no_grad():
+            found = self._encoded(torch.zeros(1, dtype=torch.int64, device=compute.device))
+            if found.tokens is None or found.tokens.ndim != 3:
+                raise ConfigError(f"{self.how.name} gives no states of tokens, so it cannot learn")
+            self.width = found.tokens.shape[2]
+        folder = source.dataset.root / FOLDER
+        if self._is_exact():
+            for kind in dict.fromkeys(("float32", precision)):
+                self._keep_trunk(folder, kind)
+            self._trunk.release()
+        elif self._pictures is not None:
+            self._pictures.keep(folder)
+        if self.how.checkpointing and names:
+            recompute(module, _towers_or_none(module, self.modality))
+        weights = dict(module.named_parameters())
+        self.learning = nn.Module()
+        for name in names:
+            _register(self.learning, name, weights[name])
+        self.train(False)
+
+    @property
+    def n_learning(self) -> int:
+        """How many weights learn."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether what the trunk makes of the items is read, not computed."""
+        return bool(self._kept)
+
+    def forward(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """States of the items' tokens, float32 [N, T, E], and which are real, bool [N, T]."""
+        if not len(items):
+            empty = torch.zeros(0, 1, self.width, device=items.device)
+            return empty, empty[:, :, 0].bool()
+        found = self._encoded(items)
+        assert found.tokens is not None
+        states = found.tokens.float()
+        if found.mask is None:
+            return states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return states, found.mask.bool()
+
+    def vectors(self, items: Tensor) -> Tensor:
+        """The items' pooled vectors, as an extraction makes them, float32 [N, F]."""
+        return self._encoded(items).pooled.float()
+
+    @torch.no_grad()
+    def every_vector(self) -> Tensor:
+        """Pooled vectors of all items in evaluation mode [I, F], on the CPU."""
+        was_training = self.training
+        self.train(False)
+        parts = [self.vectors(items).cpu() for items in self._chunks()]
+        self.train(was_training)
+        return torch.cat(parts)
+
+    def train(self, mode: bool = True) -> LiveItemEncoder:
+        """Set the mode of what learns; see the class for the rest."""
+        super().train(mode)
+        module: nn.Module = self._encoder.module
+        if self.how.tune == "full" or not (self.how.frozen_eval or self.how.tune == "none"):
+            module.train(mode)
+        else:
+            module.eval()
+            for name in self._roots:
+                module.get_submodule(name).train(mode)
+        for part in module.modules():
+            if isinstance(part, _NORMS):
+                part.eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LiveItemEncoder:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._encoder.module._apply(fn)  # type: ignore[no-untyped-call]
+        return self
+
+    def _encoded(self, items: Tensor) -> Encoded:
+        learns = torch.is_grad_enabled() and self.how.tune != "none"
+        with torch.set_grad_enabled(learns):
+            if not self._kept:
+                return self._read(items)
+            kind = _precision(items.device.type)
+            states = [rows.take(items) for rows in self._kept.get(kind, self._kept["float32"])]
+            texts = {} if self._texts is None else self._texts.batch(items)
+            if self._texts is not None and self._texts.trims:
+                width = next(iter(texts.values())).shape[1]
+                states = [state[:, :width] for state in states]
+            pictures = {} if self._pictures is None else self._pictures.blank(items)
+            with self._trunk.given(states):
+                return self._run(texts, pictures)
+
+    def _read(self, items: Tensor) -> Encoded:
+        texts = {} if self._texts is None else self._texts.batch(items)
+        pictures: dict[str, Tensor] = {}
+        if self._pictures is not None:
+            pictures = self._pictures.batch(items, drawn=self.training)
+        return self._run(texts, pictures)
+
+    def _run(self, texts: Mapping[str, Tensor], pictures: Mapping[str, Tensor]) -> Encoded:
+        return self._encoder.read(texts, pictures, self.modality)
+
+    def _probe(self) -> Tensor:
+        """Some result of the first item, to see which weights it depends on."""
+        found = self._read(torch.zeros(1, dtype=torch.int64, device=self._device))
+        if not self._reads_tokens:
+            return found.pooled
+        if found.tokens is None:
+            raise ConfigError(f"{self.how.name} gives no states of tokens, so it cannot learn")
+        return found.tokens
+
+    def _chunks(self) -> Iterator[Tensor]:
+        """All items, texts of one length together."""
+        n_items = self._source.dataset.n_items
+        order = np.arange(n_items) if self._texts is None else np.argsort(self._texts.lengths)
+        size = CHUNK[self._device.type]
+        for start in range(0, n_items, size):
+            yield torch.from_numpy(order[start : start + size]).to(self._device)
+
+    def _is_exact(self) -> bool:
+        """Whether the trunk's states are constants of the items, in places that do not move."""
+        how = self.how
+        is_fixed = self._pictures is None or self._source.encoder.framing is not None
+        rests = how.frozen_eval or how.tune == "none"
+        return bool(
+            how.cache and rests and not how.mask_ratio and is_fixed and self._trunk.boundaries
+        )
+
+    @torch.no_grad()
+    def _keep_trunk(self, folder: Path, precision: str) -> None:
+        """Compute what enters the boundaries for all items, unless it is kept already."""
+        source = self._source
+        known = {
+            "encoder": source._settings(),
+            "contents": source.facts()["contents_sha256"],
+            "boundaries": self._trunk.boundaries,
+            "precision": precision,
+            "device": self._device.type,
+            "versions": versions(),
+        }
+        with _autocast(self._device, precision):
+            longest = 0 if self._texts is None else int(self._texts.lengths.argmax())
+            first = torch.tensor([longest], device=self._device)
+            samples = self._trunk.capture(lambda: self._read(first))
+        kinds = [sample.dtype for sample in samples]
+        forms = [
+            ((source.dataset.n_items, *sample.shape[1:]), _stored_type(sample.dtype))
+            for sample in samples
+        ]
+
+        def fill(arrays: Sequence[NDArray[Any]]) -> dict[str, Any]:
+            for items in self._chunks():
+                with _autocast(self._device, precision):
+                    found = self._trunk.capture(lambda batch=items: self._read(batch))  # type: ignore[misc]
+                rows = items.cpu().numpy()
+                for array, state in zip(arrays, found, strict=True):
+                    made = _to_numpy(state)
+                    if made.shape[1:] == array.shape[1:]:
+                        array[rows] = made
+                    else:  # texts are shorter than the longest
+                        array[rows, : made.shape[1]] = made
+            problems = {} if self._pictures is None else self._pictures.problems
+            return {**known, "problems": {str(item): why for item, why in problems.items()}}
+
+        name = f"trunk-{canonical_hash(known)[:16]}"
+        arrays, _ = kept(folder, name, forms, fill)
+        self._kept[precision] = [
+            Rows(array, kind if kind == torch.bfloat16 else None)
+            for array, kind in zip(arrays, kinds, strict=True)
+        ]
+
+
+def _towers_or_none(module: nn.Module, modality: str) -> tuple[Any, ...]:
+    """The towers, where there are any to be told apart."""
+    try:
+        return towers_of(module, modality)
+    except ConfigError:
+        return ()
+
+
+def _register(owner: nn.Module, name: str, weight: nn.Parameter) -> None:
+    """Make a weight a parameter of a module, under its dotted name."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        inner = owner._modules[part]
+        assert inner is not None
+        owner = inner
+    owner.register_parameter(leaf, weight)
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    kind = PRECISIONS[precision]
+    return torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None)
+
+
+def _precision(device: str) -> str:
+    """In which precision a pass is, by the name that recipes give it."""
+    if not torch.is_autocast_enabled(device):
+        return "float32"
+    kind = torch.get_autocast_dtype(device)
+    return next((name for name, known in PRECISIONS.items() if known == kind), "float32")
+
+
+def _stored_type(kind: torch.dtype) -> np.dtype[Any]:
+    stored = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
+    return np.dtype(stored[kind])
+
+
+def _to_numpy(states: Tensor) -> NDArray[Any]:
+    states = states.detach().cpu().contiguous()
+    if states.dtype == torch.bfloat16:
+        states = states.view(torch.uint16)
+    found: NDArray[Any] = states.numpy()
+    return found
