@@ -129,7 +129,7 @@ def _grid(panels: Sequence[Panel], paint: Any, title: str) -> tuple[Any, list[An
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(len(panels), PANELS_IN_A_ROW)
+    columns = 2 if len(panels) == 4 else min(len(panels), PANELS_IN_A_ROW)
     rows = -(-len(panels) // columns)
     size = (PANEL_INCHES * columns + 1.2, (PANEL_INCHES + 0.35) * rows + 0.3)
     figure = Figure(figsize=size, layout="constrained")
