@@ -23,6 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, SymmetricalLogLocator
 
 from mmbench.report.html.content import Figure
 
@@ -120,30 +121,50 @@ def wrapped(label: str, width: int = LABEL_WIDTH) -> str:
     return "\n".join(textwrap.wrap(label, width, break_on_hyphens=False)) or label
 
 
-def legend(drawing: Drawing, labels: Sequence[str], *, lines: bool = True) -> None:
-    """A legend below the axes; the drawing grows by its height."""
-    names = [wrapped(label) for label in labels]
+def legend(drawing: Drawing, series: Sequence[tuple[str, int]], *, lines: bool = True) -> None:
+    """A legend below the axes, of labels and the indices of their looks; the drawing grows."""
+    names = [wrapped(label) for label, _ in series]
     widest = max((len(line) for name in names for line in name.split("\n")), default=1)
     columns = max(1, min(len(names), int(70 // (widest + 6))))
     handles = []
-    for index in range(len(names)):
-        shown = look(index)
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color=shown.color,
-                marker=shown.marker,
-                linestyle=shown.dashes if lines else "none",
-            )
-        )
-    rows = [names[start : start + columns] for start in range(0, len(names), columns)]
-    height = sum(0.19 * max(name.count("\n") + 1 for name in row) for row in rows)
+    for _, index in series:
+        seen = look(index)
+        dashes: Any = seen.dashes if lines else "none"
+        handles.append(Line2D([], [], color=seen.color, marker=seen.marker, linestyle=dashes))
+    n_rows = -(-len(names) // columns)  # filled column by column
+    height = 0.19 * sum(
+        max(name.count("\n") + 1 for name in names[row::n_rows]) for row in range(n_rows)
+    )
     drawing.set_figheight(drawing.get_figheight() + height + 0.1)
     # The leading blank: labels that begin with an underscore would be left out.
     drawing.legend(
         handles, [f" {name}" for name in names], loc="outside lower center", ncols=columns
     )
+
+
+def number(value: float, _: int | None = None) -> str:
+    """A tick of a logarithmic axis as people write it: "0.5", "20", "1,000", "2.5M"."""
+    for unit, letter in ((1e9, "G"), (1e6, "M")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{letter}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
+
+
+def logarithmic(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic x axis with a few readable ticks; linear up to the least value if one is 0."""
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return
+    low, high = min(positive), max(positive)
+    if min(values) <= 0:
+        axes.set_xscale("symlog", linthresh=low)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=low))
+    else:
+        axes.set_xscale("log")
+        narrow = high / low < 30
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(number))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def standalone_svg(figure: Figure) -> str:
@@ -194,7 +215,7 @@ def inline_svg(figure: Figure) -> str:
             if not len(child):
                 parent.remove(child)
     svg.attrib.clear()
-    width = float(box.split()[2]) * 96 / 72
+    width = float(box.split()[2]) * 1.6  # a fifth above its size in print
     svg.attrib.update(
         {
             "viewBox": box,

@@ -127,6 +127,10 @@ class Evidence:
         """A system looks the same in every figure."""
         return self.labels.index(label)
 
+    def curve(self, run: Run) -> tuple[Epoch, ...]:
+        """The evaluated epochs of a run, none for a closed form."""
+        return self.histories[run.path]
+
     @property
     def others(self) -> list[str]:
         """Systems that are compared with a reference."""

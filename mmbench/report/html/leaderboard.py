@@ -7,8 +7,6 @@ import math
 from mmbench.report.captions import caption, p_head, tested_systems
 from mmbench.report.comparison import BEST, Comparison
 from mmbench.report.comparison import Cell as Result
-from mmbench.report.cost import LONG_HEADS, notes
-from mmbench.report.cost import cells as cost_cells
 from mmbench.report.html.content import Cell, Column, Section, Table, Text, Tone
 from mmbench.report.html.evidence import Evidence
 from mmbench.report.numbers import fixed, mean_decimals, p_value, percent
@@ -75,25 +73,12 @@ def _table(evidence: Evidence) -> Table:
                 row.append(Cell(fixed(cell.seed_sd, decimals + 1), cell.seed_sd))
             if compared:
                 row += _contrast(c, cell, systems, column.metric.higher_is_better)
-    if evidence.spent:
-        columns += [Column(head, group="Cost") for head in LONG_HEADS]
-        for row, cost in zip(rows, evidence.spent, strict=True):
-            values = (
-                cost.train_seconds,
-                cost.valid_seconds,
-                cost.epochs,
-                cost.seconds_per_epoch,
-                cost.peak_memory_mib,
-                cost.parameters,
-            )
-            row += [Cell(text, value) for text, value in zip(cost_cells(cost), values, strict=True)]
-    said = [*caption(c), *(notes(evidence.spent) if evidence.spent else [evidence.no_cost])]
     return Table(
         "leaderboard",
         "Every system; a head sorts the table by its column.",
         tuple(columns),
         tuple(tuple(row) for row in rows),
-        tuple(line for line in said if line),
+        tuple(caption(c)),
     )
 
 

@@ -9,13 +9,28 @@ from markupsafe import Markup
 
 from mmbench.report.captions import title
 from mmbench.report.html import content, drawing
+from mmbench.report.html.breakdowns import gain_over_k, sparsity
 from mmbench.report.html.content import Figure, Section
 from mmbench.report.html.effects import effects, significance
 from mmbench.report.html.evidence import Evidence
 from mmbench.report.html.leaderboard import leaderboard
+from mmbench.report.html.records import dataset_card, provenance
+from mmbench.report.html.spending import convergence, spending
 
 MakeSection = Callable[[Evidence], Section | None]
-SECTIONS: tuple[MakeSection, ...] = (leaderboard, significance, effects)
+# In the order of the page. A further study is one more function here, or is handed to
+# `make_sections` by the study itself.
+SECTIONS: tuple[MakeSection, ...] = (
+    leaderboard,
+    significance,
+    effects,
+    gain_over_k,
+    sparsity,
+    convergence,
+    spending,
+    dataset_card,
+    provenance,
+)
 
 
 def make_sections(
