@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbench.errors import ConfigError
+from mmbench.models.losses import full_precision
 
 HIDDEN = -1e9
 
@@ -52,7 +53,7 @@ class Attention(nn.Module):
             layer(rows).unflatten(2, (self.n_heads, -1)).transpose(1, 2)
             for layer, rows in ((self.query, x), (self.key, context), (self.value, context))
         )
-        logits = (query @ key.transpose(2, 3)).float() / math.sqrt(query.shape[3]) + mask
+        logits = full_precision(query @ key.transpose(2, 3)) / math.sqrt(query.shape[3]) + mask
         weights = F.dropout(logits.softmax(dim=3), self.dropout, self.training)
         joined: Tensor = self.output((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2))
         return joined
