@@ -1,10 +1,11 @@
 """One step of training: a batch, whole or in parts, over one process or several.
 
-    g = sum over parts p of (w_p / w) grad L(p)        w = sum of w_p, `Recommender.weight`
+    g = sum over parts p of (w_p / w) grad L(p)        w = sum of w_p, `Recommender.n_terms`
 
 L(p) is the loss that the model computes of a part and w_p the number of terms it is the mean of:
 rows, for sequential models real slots. So g is the gradient of the whole batch's loss wherever
-that is such a mean, plus penalties of weights. What looks across the rows of a batch is not:
+that is such a mean, plus penalties of weights. What looks across the rows of a batch is not: a
+norm that is not squared (`losses.frobenius`) is larger in parts than of their rows together,
 in-batch negatives and contrasts between rows see the rows of their part alone (a loss of its own,
 with fewer negatives), statistics over a batch are those of the part, terms over its distinct
 items count an item once in each part, and what is drawn inside a step (dropout, the negatives of
@@ -124,10 +125,10 @@ class Step:
             yield batch, None
             return
         rows = self.ranks.rows(len(batch))
-        whole, size = self.model.weight(batch), self._rows_at_once(len(batch))
+        whole, size = self.model.n_terms(batch), self._rows_at_once(len(batch))
         for start in range(rows.start, rows.stop, size):
             part = batch.batch(slice(start, min(start + size, rows.stop)))
-            yield part, self.model.weight(part) / whole
+            yield part, self.model.n_terms(part) / whole
 
     def _rows_at_once(self, n_rows: int) -> int:
         """Most rows of a part of a batch; the same in every process."""

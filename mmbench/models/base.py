@@ -189,7 +189,7 @@ class Recommender(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} is not trained by gradient")
 
-    def weight(self, batch: Any) -> float | Tensor:
+    def n_terms(self, batch: Any) -> float | Tensor:
         """How many terms the loss of a batch is the mean of; a part of a batch counts by it."""
         return len(batch)
 

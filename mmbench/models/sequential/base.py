@@ -107,7 +107,7 @@ class SequentialRecommender(Recommender):
         """The item that stands for no item: I."""
         return self.n_items
 
-    def weight(self, batch: SequenceBatch) -> float | Tensor:
+    def n_terms(self, batch: SequenceBatch) -> float | Tensor:
         """Real input slots, over which the loss is the mean; a scalar."""
         return (batch.inputs != self.padding).sum()
 
