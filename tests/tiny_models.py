@@ -59,6 +59,10 @@ def save(name: str, folder: Path, *, n_layers: int = 4) -> Path:
     torch.manual_seed(7)
     if name in TIMM:
         return _save_timm(folder, *TIMM[name])
+    if name == "visualbert":
+        return _save_visualbert(folder, {**_SHAPE, "num_hidden_layers": n_layers + 1})
+    if name == "vlmo-base-plus":
+        return _save_vlmo(folder)
     shape = {**_SHAPE, "num_hidden_layers": n_layers}
     model, tokenizer = _TRANSFORMERS[name](shape)
     stirred(model)
@@ -81,6 +85,36 @@ def _save_timm(folder: Path, architecture: str, size: int, arguments: dict[str, 
         "pretrained_cfg": {**pictures, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]},
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def _save_visualbert(folder: Path, shape: dict[str, Any]) -> Path:
+    """For the grid of a small ResNet-50, whose last map has 2048 channels as it must."""
+    import transformers
+
+    words = transformers.BertTokenizer(vocab=wordpiece())
+    config = transformers.VisualBertConfig(
+        **shape, vocab_size=len(words), visual_embedding_dim=2048, max_position_embeddings=40
+    )
+    stirred(transformers.VisualBertModel(config)).save_pretrained(folder / "visualbert")
+    words.save_pretrained(folder / "visualbert")
+    channels = {"layers": [1, 1, 1, 1], "base_width": 4}
+    _save_timm(folder / "detector", "resnet50", 32, channels)
+    return folder
+
+
+def _save_vlmo(folder: Path) -> Path:
+    import transformers
+
+    from mmbench.encoders.vlmo_model import Vlmo, VlmoShape
+
+    words = transformers.BertTokenizer(vocab=wordpiece())
+    sizes = {"width": 16, "blocks": 4, "heads": 2, "vl_from": 3, "image_size": 32}
+    sizes |= {"vocabulary": len(words), "text_length": 20}
+    folder.mkdir(parents=True)
+    words.save_pretrained(folder)
+    torch.save(stirred(Vlmo(VlmoShape(**sizes))).state_dict(), folder / "vlmo.pt")
+    (folder / "vlmo_config.json").write_text(json.dumps(sizes), encoding="utf-8")
     return folder
 
 

@@ -22,4 +22,5 @@ class MAEB16(TimmVision):
     hub = Hub("timm/vit_base_patch16_224.mae", licence="CC-BY-NC-4.0")
     variants = ("mean", "cls", "patches", "patch-emb")
     takes = frozenset({"tokens", "preprocess", "mask_ratio"})
+    constants = frozenset({"pos_embed"})  # sines and cosines
     citation = "He et al., CVPR 2022"

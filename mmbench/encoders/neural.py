@@ -111,6 +111,8 @@ class NeuralEncoder(Encoder):
     """Whether texts are padded to one length because the padding is read."""
     learns: ClassVar[bool] = True
     """Whether it can learn inside a recommender."""
+    constants: ClassVar[frozenset[str]] = frozenset()
+    """Parameters of the module that are no weights, and never learn."""
     citation: ClassVar[str] = ""
     module: nn.Module
 

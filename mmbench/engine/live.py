@@ -207,6 +207,7 @@ class LiveItemEncoder(ItemEncoder):
         self._trunk = Trunk(module, towers, self.how.tune, self.how.blocks)
         self._kept: dict[str, list[Rows]] = {}
         self._roots: list[str] = []
+        names = [name for name in names if name not in encoder.constants]
         names = used_names(module, names, self._probe)
         chosen = set(names)
         for name, weight in module.named_parameters():

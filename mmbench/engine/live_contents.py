@@ -130,6 +130,7 @@ class Pictures:
         self.problems: dict[int, str] = {}
         self._workers = default_workers(device.type == "cuda")
         self._frames: Rows | None = None
+        self._there: Rows | None = None
         self._seen: Rows | None = None
         if encoder.masking is not None:
             n_patches, n_seen = encoder.masking
@@ -159,7 +160,7 @@ class Pictures:
         name = f"pictures-{canonical_hash(known)[:16]}"
         (frames,), facts = kept(folder, name, [(shape, np.dtype(np.uint8))], fill)
         self._note({int(item): why for item, why in facts["problems"].items()})
-        self._frames = Rows(frames)
+        self._frames, self._there = Rows(frames), Rows(self.present)
 
     def batch(self, items: Tensor, *, drawn: bool = False) -> dict[str, Tensor]:
         """The pictures of items int64 [N] as the model takes them; zeros where there is none.
@@ -174,7 +175,8 @@ class Pictures:
             frames = self._frames.take(items)
         else:
             frames = torch.from_numpy(self._decoded(items.cpu().numpy())).to(items.device)
-        there = torch.from_numpy(self.present[items.cpu().numpy()]).to(items.device)
+        # Asked after the pictures were opened, as some may turn out to be broken.
+        there = (self._there or Rows(self.present)).take(items)
         pixels = framing.scaled_batch(frames) * there[:, None, None, None]
         return {**self._around(len(items), items.device), "pixel_values": pixels} | self._visible(
             items, drawn
@@ -187,9 +189,9 @@ class Pictures:
 
     def _around(self, n: int, device: torch.device) -> dict[str, Tensor]:
         """`n` empty pictures and what a batch holds beside them."""
-        made = self.encoder.picture_batch([self._blank])
-        if self.encoder.masking is not None:
-            made = {"pixel_values": made["pixel_values"][:, :3]}
+        made: Mapping[str, Tensor] = {"pixel_values": self._blank[None]}
+        if self.encoder.masking is None:
+            made = self.encoder.picture_batch([self._blank])
         return {name: one.to(device).expand(n, *one.shape[1:]) for name, one in made.items()}
 
     def _visible(self, items: Tensor, drawn: bool) -> dict[str, Tensor]:
@@ -299,6 +301,8 @@ def kept(
                     array.flush()
                 del arrays
                 for path, whole in zip(partial, paths, strict=True):
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
                     path.replace(whole)
                 write_json(note, facts)  # last: it says that the arrays are whole
             finally:
