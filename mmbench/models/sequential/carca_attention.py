@@ -106,7 +106,6 @@ class CandidateAttention(SequentialRecommender):
     factors = False
     config: CandidateConfig
     name: ClassVar[str]
-    positions: nn.Embedding | None = None  # P
 
     def __init__(
         self, config: CandidateConfig, train: Interactions, given: list[ItemFeatures]
@@ -123,6 +122,7 @@ class CandidateAttention(SequentialRecommender):
             _small_(self.project)
         self.combine = nn.Linear(size + wide, size)  # W_e, b_e
         _small_(self.combine)
+        self.positions: nn.Embedding | None = None  # P
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             ProfileBlock(size, config.n_heads, config.dropout) for _ in range(config.n_layers)
@@ -219,9 +219,9 @@ class CandidateAttention(SequentialRecommender):
         """Cross-entropy of the target among shared negatives, a scalar."""
         drawn = torch.randint(self.n_items, (self.config.n_negatives,), device=real.device)
         query, gain = self._questions(self.items(drawn))
+        key, value = self.cross.memory(profile)
         with torch.autocast(real.device.type, enabled=False):
-            key, value = map(full_precision, self.cross.memory(profile))
-            logits, gains = _products(full_precision(query), full_precision(gain), key, value)
+            logits, gains = _products(*map(full_precision, (query, gain, key, value)))
             # Sums of exponentials up to each position. In double precision they hold whatever a
             # later slot's logit is: it would have to be 700 larger for an earlier one to vanish.
             shares = (logits - logits.amax(dim=3, keepdim=True).detach()).double().exp()
