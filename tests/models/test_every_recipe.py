@@ -7,11 +7,12 @@ import pytest
 from mmbench.models.base import MODELS
 from mmbench.recipe import SHIPPED, load_recipe, read_recipe, shipped_recipes
 
-RECIPES = shipped_recipes()
+PAPERS = ("mmsr-paper",)  # a paper's tables: see tests/test_paper_recipes.py
+RECIPES = [name for name in shipped_recipes() if name.partition("/")[0] not in PAPERS]
 
 
 def test_every_model_has_a_recipe_for_the_demo_and_for_movielens():
-    assert len(RECIPES) == len(list(SHIPPED.rglob("*.yaml")))
+    assert len(shipped_recipes()) == len(list(SHIPPED.rglob("*.yaml")))
     for dataset in ("demo", "movielens-100k"):
         assert {f"{dataset}/{name}" for name in MODELS.names()} <= set(RECIPES)
 
