@@ -76,7 +76,7 @@ class ProductQuantiser(nn.Module):
         if rows.shape[1] != self.width:
             raise ValueError(f"vectors have {rows.shape[1]} columns, the quantiser {self.width}")
         rotated = (self._widened(rows) - self.mean) @ self.rotation
-        parts = rotated.view(len(rows), self.n_parts, -1).transpose(0, 1)  # [D, N, W]
+        parts = rotated.view(len(rows), *self.centroids.shape[::2]).transpose(0, 1)  # [D, N, W]
         # Not by products, |x|^2 - 2 x.c + |c|^2: what those round decides near ties.
         codes = [
             torch.cdist(block, self.centroids, compute_mode="donot_use_mm_for_euclid_dist").argmin(
