@@ -91,6 +91,11 @@ REGRESSION = 1
     help="Print seconds, epochs, peak memory and parameters of each system as well.",
 )
 @click.option(
+    "--published",
+    is_flag=True,
+    help="Print the numbers that papers report for these models and data, and what differs.",
+)
+@click.option(
     "--fail-on-regression",
     is_flag=True,
     help="Exit with status 1 if a system is worse than its reference.",
@@ -133,6 +138,7 @@ def compare(
     alpha: float,
     details: bool,
     cost: bool,
+    published: bool,
     fail_on_regression: bool,
     margin: float,
     level: str,
@@ -154,7 +160,7 @@ def compare(
     Examples:
       mmbench compare runs/*
       mmbench compare runs/* --baseline vbpr --metric ndcg@20 --format latex
-      mmbench compare runs/* --cost
+      mmbench compare runs/* --cost --published
       mmbench compare runs/* --by item-popularity --metric recall@20
       mmbench compare runs/* --baseline vbpr --html report.html --out report
       mmbench compare runs/new --against runs/main --fail-on-regression
@@ -169,13 +175,18 @@ def compare(
         raise click.UsageError("--cutoff belongs to --by k")
     if margin and not fail_on_regression:
         raise click.UsageError("--margin belongs to --fail-on-regression")
-    if over_datasets and (against or by or details or cost or fail_on_regression):
+    if over_datasets and (against or by or details or cost or published or fail_on_regression):
         raise click.UsageError(
             "--over-datasets goes with --baseline, --metric, --part and --format alone"
         )
     reporting.check(page, folder, force=force, alone=bool(by) or over_datasets)
+    if published and (by or part == "valid"):
+        raise click.UsageError(
+            "papers report the whole test part, so --published goes without --by and --part valid"
+        )
     # Imported here because scipy takes a second to load and --help must not wait.
     from mmbench.report import comparison as comparing
+    from mmbench.report.beside import published_beside
     from mmbench.report.breakdown import CUTOFFS
     from mmbench.report.cost import costs
     from mmbench.report.leaderboard import leaderboard, render
@@ -229,11 +240,12 @@ def compare(
             data_dir=data_dir,
             command=reporting.command_line(),
         )
-        reporting.write(request, page, folder)
+        reporting.write(request, compared, page, folder)
+    papers = published_beside(compared) if published else None
     if output == "table":
-        console.result(leaderboard(compared, details=details, cost=spent))
+        console.result(leaderboard(compared, details=details, cost=spent, published=papers))
     else:
-        console.text(render(compared, output, cost=spent))
+        console.text(render(compared, output, cost=spent, published=papers))
     for regression in worse:
         console.error(f"regression: {regression}")
     if worse:

@@ -14,6 +14,7 @@ from mmbench import console
 from mmbench.cli import options
 
 if TYPE_CHECKING:
+    from mmbench.report.comparison import Comparison
     from mmbench.report.html.evidence import Request
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -68,20 +69,22 @@ def check(page: Path | None, folder: Path | None, *, force: bool, alone: bool) -
     check_targets(page, folder, force=force)
 
 
-def write(request: Request, page: Path | None, folder: Path | None) -> None:
-    """Write the report, and say where it is."""
+def write(
+    request: Request, compared: Comparison, page: Path | None, folder: Path | None
+) -> None:
+    """Write the report of a comparison, and say where it is."""
     from mmbench.report.html.evidence import gather
     from mmbench.report.html.exporting import write_folder, write_page
     from mmbench.report.html.page import make_sections
 
-    evidence = gather(request)
+    evidence = gather(request, compared)
     sections = make_sections(evidence)
-    if page is not None:
-        write_page(evidence, sections, page)
-        console.note(f"report: {page}")
     if folder is not None:
         n_files = write_folder(evidence, sections, folder)
         console.note(f"figures and tables: {folder} ({n_files} files)")
+    if page is not None:
+        write_page(evidence, sections, page)
+        console.note(f"report: {page}")
 
 
 def command_line() -> str:

@@ -112,3 +112,9 @@ def lab(tmp_path: Path) -> Laboratory:
 @pytest.fixture
 def make_lab(tmp_path: Path) -> Callable[..., Laboratory]:
     return lambda name="runs", **sizes: Laboratory(tmp_path / name, **sizes)
+
+
+@pytest.fixture(scope="session")
+def laboratory() -> type[Laboratory]:
+    """For fixtures of a wider scope than one test."""
+    return Laboratory

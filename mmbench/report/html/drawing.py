@@ -30,8 +30,8 @@ from mmbench.report.html.content import Figure
 # Distinct under normal vision and the three kinds of colour blindness, and three to one or more
 # against their background; tests/report/test_html_drawing.py computes both.
 SERIES = {
-    "light": ("#0072b2", "#d55e00", "#008f68", "#c0609a", "#8a6d00", "#5b6270"),
-    "dark": ("#56b4e9", "#ff8c42", "#1fc293", "#e79fc8", "#f0e442", "#a9b1bc"),
+    "light": ("#1e63d6", "#ca8315", "#00452f", "#8a2f86", "#a83c1e", "#8d85df"),
+    "dark": ("#6ba5da", "#f1f136", "#4bf3d0", "#9a7bff", "#e0873e", "#d04a86"),
 }
 THEMES = {
     "light": {"ink": "#1b1f24", "muted": "#59616c", "grid": "#dfe3e8", "paper": "#ffffff"},

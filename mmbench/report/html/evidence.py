@@ -139,14 +139,18 @@ class Evidence:
         return self.labels[1::2] if self.request.against else []
 
 
-def gather(request: Request) -> Evidence:
+def gather(request: Request, main: Comparison | None = None) -> Evidence:
     """Compare, break down and read what else a report shows.
+
+    Args:
+        request: what was asked for.
+        main: the comparison of that request, where it is there already.
 
     Raises:
         ConfigError: the runs are not comparable, or an argument does not fit them.
         DataError: a run folder is damaged.
     """
-    main = request.compare()
+    main = main or request.compare()
     several = len(main.systems) > 1
     against = bool(request.against)
     reference = _reference(main) if several and not against else None

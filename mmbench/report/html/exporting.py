@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tabulate import tabulate
@@ -37,6 +38,10 @@ def check_targets(page: Path | None, folder: Path | None, *, force: bool) -> Non
             raise DataError(f"--html {page} is a folder; name a file, for example report.html")
         if page.exists() and not force:
             raise DataError(f"--html {page} exists; choose another file or pass --force")
+    if page is not None and folder is not None and _within(page, folder):
+        raise DataError(
+            f"--html {page} lies in --out {folder}, which is written as a whole; put the page beside it"
+        )
     if folder is None or not folder.exists():
         return
     if not folder.is_dir():
@@ -70,7 +75,8 @@ def write_page(evidence: Evidence, sections: Sequence[Section], page: Path) -> N
     except OSError as problem:
         raise _not_written("--html", page, problem) from problem
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_folder(evidence: Evidence, sections: Sequence[Section], folder: Path) -> int:
@@ -135,6 +141,10 @@ def _fill(evidence: Evidence, sections: Sequence[Section], folder: Path) -> int:
     mark = {"created": evidence.created, "command": evidence.request.command, "files": files}
     write_json(folder / MARK, mark)
     return len(files)
+
+
+def _within(page: Path, folder: Path) -> bool:
+    return page.resolve().is_relative_to(folder.resolve())
 
 
 def _heads(table: Table) -> list[str]:
