@@ -52,10 +52,12 @@ from mmbench.models.sequential.transformer import HIDDEN
 SLOPE = 0.2
 CHUNK = 8192
 """Items that are encoded at once when the whole catalogue is."""
+PROFILES = 512
+"""Users whose profiles are made at once when all items are scored."""
 BLOCK_LOGITS = {"cpu": 2**19, "cuda": 2**25}
 """Numbers of S, and of G, that exist at once: the cache of a processor, 128 MiB of a GPU."""
-USERS = 16
-"""Users whose keys make up the columns of one product on a processor."""
+USERS = {"cpu": 16, "cuda": 256}
+"""Users whose slots are the columns of one product."""
 
 
 class CandidateConfig(SequentialConfig):
@@ -269,17 +271,22 @@ class CandidateAttention(SequentialRecommender):
 
     def score(self, catalogue: Candidates, sequences: Tensor) -> Tensor:
         """Scores of all items after a sequence, float32 [B, I], block by block."""
+        parts = torch.split(sequences, PROFILES)
+        return torch.cat([self._score(catalogue, part) for part in parts])
+
+    def _score(self, catalogue: Candidates, sequences: Tensor) -> Tensor:
         key, value = self.cross.memory(self.profiles(catalogue, sequences))
         mask = torch.where(sequences != self.padding, 0.0, HIDDEN).to(key.dtype)
         # Who has no history found nothing: every item then has the score b_o.
         known = (sequences != self.padding).any(dim=1, keepdim=True)
         n_heads, length = self.config.n_heads, sequences.shape[1]
-        block = BLOCK_LOGITS[key.device.type]
-        n_users = max(1, min(USERS if key.device.type == "cpu" else block, block // length))
+        device = key.device.type
+        block = BLOCK_LOGITS[device] // (n_heads * length)  # pairs of an item and a user
+        n_users = max(1, min(USERS[device], len(sequences), block))
+        n_items = max(1, block // n_users)
         scores = []
         for first in range(0, len(sequences), n_users):
             users = slice(first, first + n_users)
-            n_items = max(1, block // (n_heads * length * n_users))
             parts = []
             for start in range(0, self.n_items, n_items):
                 rows = slice(start, start + n_items)

@@ -51,19 +51,23 @@ class SideFeatures(nn.Module):
         return torch.cat([self.rows(modality, items) for modality in self.widths], dim=1)
 
 
-def distinct_items(slots: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
+def distinct_items(
+    slots: Tensor, n_items: int, counting: bool | None = None
+) -> tuple[Tensor, Tensor]:
     """Which items to encode for some slots, so that none is encoded needlessly often.
 
     Args:
         slots: items, I at padding, int64 of any shape.
         n_items: I.
+        counting: whether to count distinct ones, for which the host waits for a GPU; by default
+            only on a processor. Each slot is its own item else.
 
     Returns:
         The items int64 [N], and for each slot its item's place among them; N at padding.
     """
     if n_items <= slots.numel():
         return torch.arange(n_items, device=slots.device), slots
-    if slots.is_cuda:  # counting distinct items would make the host wait for the device
+    if counting is False or (counting is None and slots.is_cuda):
         place = torch.arange(slots.numel(), device=slots.device).view_as(slots)
         padded = slots == n_items
         return slots.flatten().clamp(max=n_items - 1), place.masked_fill(padded, slots.numel())

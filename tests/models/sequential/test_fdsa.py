@@ -39,7 +39,7 @@ def hidden(model, sequences):
 def test_the_loss_is_that_of_the_equations(modalities, n_layers):
     model = literal.build("fdsa", modalities, n_layers=n_layers)
     expected = literal.fdsa_loss(*literal.arrays(model), modalities, n_layers=n_layers)
-    assert model.training_step(literal.batch())["bce"].item() == pytest.approx(expected, abs=1e-6)
+    assert model.training_step(literal.batch())["bce"].item() == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("modalities", SETS[1:3])
@@ -58,7 +58,7 @@ def test_scores_are_products_of_the_last_vector_with_ids(modalities):
     p, a = literal.arrays(model)
     for row, history in zip(scores.numpy(), histories, strict=True):
         h = literal.fdsa_hidden(p, a, modalities, history, n_layers=2)[-1]
-        np.testing.assert_allclose(row, p["table.weight"] @ h, atol=1e-6)
+        np.testing.assert_allclose(row, p["table.weight"] @ h, atol=1e-9)
 
 
 @pytest.mark.parametrize("modalities", SETS)
@@ -104,8 +104,8 @@ def test_users_are_encoded_alike_in_any_block_and_order():
         alone = torch.cat([model.score(catalogue, row[None]) for row in sequences])
         turned = model.score(catalogue, sequences.flip(0)).flip(0)
     assert torch.isfinite(together).all()  # of the empty history too
-    torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
-    torch.testing.assert_close(turned, together, rtol=0, atol=1e-6)
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-12)
+    torch.testing.assert_close(turned, together, rtol=0, atol=1e-12)
 
 
 def test_features_remembered_with_a_catalogue_are_those_computed_anew(monkeypatch):

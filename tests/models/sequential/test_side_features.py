@@ -49,6 +49,13 @@ def test_every_slot_finds_its_item_once_encoded(n_items, rows):
     torch.testing.assert_close(found, F.pad(table, (0, 0, 0, 1))[slots])
 
 
+def test_without_counting_each_slot_is_its_own_item():
+    slots = torch.tensor([[50, 50, 4], [7, 4, 49]])
+    items, place = distinct_items(slots, 50, counting=False)
+    assert items[place[slots < 50]].tolist() == [4, 7, 4, 49]
+    assert (place[slots == 50] == len(items)).all()
+
+
 def test_padding_alone_asks_for_nothing():
     items, place = distinct_items(torch.full((2, 3), 50), 50)
     assert len(items) == 0
