@@ -26,3 +26,11 @@ def test_setup_cfg_ships_recipes_at_every_depth() -> None:
     shipped = {path for pattern in patterns for path in (ROOT / "recipes").glob(pattern)}
     assert shipped == set((ROOT / "recipes").rglob("*.yaml")) != set()
     assert (ROOT / "recipes").samefile(SHIPPED)
+
+
+def test_setup_cfg_ships_the_published_tables() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    pattern = setup["options.package_data"]["mmbench.report"]
+    shipped = {path.name for path in (ROOT / "mmbench" / "report").glob(pattern)}
+    assert shipped == {"README.md", "general.csv", "sequential.csv", "sources.yaml"}

@@ -16,7 +16,9 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mmbench.report import beside as putting
 from mmbench.report import cost as costing
+from mmbench.report.beside import PublishedBeside
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
 from mmbench.report.comparison import Cell, Comparison
 from mmbench.report.cost import Cost
@@ -31,15 +33,19 @@ MARKUP = {
 }
 
 
-def as_json(comparison: Comparison, cost: Sequence[Cost] = ()) -> str:
+def as_json(
+    comparison: Comparison, cost: Sequence[Cost] = (), published: PublishedBeside | None = None
+) -> str:
     """Every field as JSON; see `as_dict`."""
-    return json.dumps(as_dict(comparison, cost), indent=2, allow_nan=False)
+    return json.dumps(as_dict(comparison, cost, published), indent=2, allow_nan=False)
 
 
-def as_dict(comparison: Comparison, cost: Sequence[Cost] = ()) -> dict[str, Any]:
+def as_dict(
+    comparison: Comparison, cost: Sequence[Cost] = (), published: PublishedBeside | None = None
+) -> dict[str, Any]:
     """A comparison as plain values, ready for JSON; what is not finite becomes None.
 
-    `cost` is a key only where costs are given.
+    `cost` and `published` are keys only where they are given.
     """
     c = comparison
     return {
@@ -69,7 +75,13 @@ def as_dict(comparison: Comparison, cost: Sequence[Cost] = ()) -> dict[str, Any]
         ],
         "cells": _records(c),
         **({"cost": costing.records(cost)} if cost else {}),
+        **({"published": _published(published)} if published else {}),
     }
+
+
+def _published(published: PublishedBeside) -> dict[str, Any]:
+    rows = [{k: _finite(v) for k, v in row.items()} for row in putting.records(published)]
+    return {"notes": list(published.notes), "rows": rows}
 
 
 def _records(c: Comparison) -> list[dict[str, Any]]:
@@ -118,13 +130,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_csv(c: Comparison, cost: Sequence[Cost] = ()) -> str:
-    """One line per system and column with every field; undefined ones are empty."""
+def as_csv(
+    c: Comparison, cost: Sequence[Cost] = (), published: PublishedBeside | None = None
+) -> str:
+    """One line per system and column with every field; undefined ones are empty.
+
+    Published numbers are lines of their own, with what differs.
+    """
     records = _records(c)
     costs = {record["label"]: record for record in costing.records(cost)}
     names = costing.FIELDS if cost else ()
+    fields = [*records[0], *names, *(putting.FIELDS if published else ())]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=[*records[0], *names], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=fields, lineterminator="\n")
     writer.writeheader()
     for record in records:
         means = " ".join("" if mean is None else repr(mean) for mean in record["seed_means"])
@@ -132,11 +150,21 @@ def as_csv(c: Comparison, cost: Sequence[Cost] = ()) -> str:
         if further:
             further["devices"] = "; ".join(further["devices"])
         writer.writerow({**record, "seed_means": means, **further})
+    if published:
+        writer.writerows(putting.csv_records(published))
     return text.getvalue()
 
 
-def as_markup(c: Comparison, form: str, cost: Sequence[Cost] = ()) -> str:
-    """A table for "github" or "latex" (booktabs), rounded, with its caption; costs in a second."""
+def as_markup(
+    c: Comparison,
+    form: str,
+    cost: Sequence[Cost] = (),
+    published: PublishedBeside | None = None,
+) -> str:
+    """A table for "github" or "latex" (booktabs), rounded, with its caption.
+
+    Costs and published numbers stand in tables of their own.
+    """
     systems, heads = tested_systems(c), ["System"]
     labels = [
         system.label.replace("|", "\\|") if form == "github" else system.label
@@ -159,6 +187,15 @@ def as_markup(c: Comparison, form: str, cost: Sequence[Cost] = ()) -> str:
         costly = [[name, *costing.cells(each)] for name, each in zip(labels, cost, strict=True)]
         heads = ["System", *costing.LONG_HEADS]
         text += "\n\n" + _titled("Cost", heads, costly, costing.notes(cost), form)
+    for section in putting.sections(published) if published else ():
+        heads, lines = putting.markup_rows(section)
+        lines = [
+            [line[0].replace("|", "\\|") if form == "github" else line[0], *line[1:]]
+            for line in lines
+        ]
+        text += "\n\n" + _titled(section.title, heads, lines, section.sentences(), form)
+    for note in published.notes if published else ():
+        text += f"\n\n{note}" if form == "github" else f"\n% {note}"
     for mark, markup in MARKUP[form].items():
         text = text.replace(mark, markup)
     return text

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from mmbench.errors import UnknownNameError
 from mmbench.report import cost as costing
+from mmbench.report.beside import PublishedBeside, terminal
 from mmbench.report.blocks import Block, tables
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
 from mmbench.report.comparison import Cell, Comparison, Contrast
@@ -26,7 +27,11 @@ PLAIN_WIDTH = 80
 
 
 def leaderboard(
-    comparison: Comparison, *, details: bool = False, cost: Sequence[Cost] = ()
+    comparison: Comparison,
+    *,
+    details: bool = False,
+    cost: Sequence[Cost] = (),
+    published: PublishedBeside | None = None,
 ) -> Leaderboard:
     """A comparison as a rich renderable.
 
@@ -34,12 +39,18 @@ def leaderboard(
         comparison: what is shown.
         details: one block per metric, with every figure, instead of the short table.
         cost: what each system cost, for a table of its own below.
+        published: published numbers, for tables of their own below.
     """
-    return Leaderboard(comparison, details, tuple(cost))
+    return Leaderboard(comparison, details, tuple(cost), published)
 
 
 def render(
-    comparison: Comparison, form: str, *, details: bool = False, cost: Sequence[Cost] = ()
+    comparison: Comparison,
+    form: str,
+    *,
+    details: bool = False,
+    cost: Sequence[Cost] = (),
+    published: PublishedBeside | None = None,
 ) -> str:
     """A comparison as text.
 
@@ -48,19 +59,20 @@ def render(
         form: "github", "latex", "csv", "json", or "table" for the terminal's, plain, 80 wide.
         details: for "table": every figure. CSV and JSON always hold all.
         cost: what each system cost; further columns of CSV, a list of its own in JSON.
+        published: published numbers; further lines of CSV, a list of its own in JSON.
 
     Raises:
         UnknownNameError: there is no such format.
     """
     if form in MARKUP:
-        return as_markup(comparison, form, cost)
+        return as_markup(comparison, form, cost, published)
     if form in _DATA:
-        return _DATA[form](comparison, cost)
+        return _DATA[form](comparison, cost, published)
     if form != "table":
         raise UnknownNameError("format", form, ["table", *MARKUP, *_DATA])
     console = Console(width=PLAIN_WIDTH, file=io.StringIO(), color_system=None)
     with console.capture() as captured:
-        console.print(leaderboard(comparison, details=details, cost=cost))
+        console.print(leaderboard(comparison, details=details, cost=cost, published=published))
     return captured.get()
 
 
@@ -74,6 +86,7 @@ class Leaderboard:
     comparison: Comparison
     details: bool = False
     cost: tuple[Cost, ...] = ()
+    published: PublishedBeside | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The title, the tables, and what they say about themselves."""
@@ -93,14 +106,15 @@ class Leaderboard:
         yield Text("")
         for line in caption(c):
             yield Text(line, style="dim")
-        if not self.cost:
-            return
-        for table in tables(labels, [costing.block(self.cost)], width):
+        if self.cost:
+            for table in tables(labels, [costing.block(self.cost)], width):
+                yield Text("")
+                yield table
             yield Text("")
-            yield table
-        yield Text("")
-        for line in costing.notes(self.cost):
-            yield Text(line, style="dim")
+            for line in costing.notes(self.cost):
+                yield Text(line, style="dim")
+        if self.published:
+            yield from terminal(self.published, width)
 
 
 def _titles(c: Comparison, index: int, what: str = "") -> tuple[str, ...]:

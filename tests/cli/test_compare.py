@@ -298,3 +298,20 @@ def test_cost_is_a_second_table_of_real_runs(tiny_data, tmp_path, mmbench):
     assert max(map(len, done.out.splitlines())) <= 80
     refused = mmbench("compare", tmp_path / "runs", "--cost", "--over-datasets")
     assert refused.status == 2
+
+
+def test_published_numbers_stand_beside_their_dataset_alone(tmp_path, mmbench):
+    write_run(
+        tmp_path / "runs" / "a", "lightgcn", 0.2,
+        dataset={"name": "tiktok", "fingerprint": "d" * 64, "users": 9308, "items": 6710},
+        split={"name": "imported", "fingerprint": "5" * 64},
+        model={"name": "lightgcn", "modalities": []},
+    )  # fmt: skip
+    asked = ("compare", tmp_path / "runs", "--metric", "recall@20", "--published")
+    done = mmbench(*asked)
+    assert done.status == 0, done.err
+    assert "lightgcn: MMSSL README" in done.out
+    assert "0.0653" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    for refused in (["--part", "valid"], ["--by", "k"], ["--over-datasets"]):
+        assert mmbench(*asked, *refused).status == 2
