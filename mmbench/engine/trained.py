@@ -91,13 +91,25 @@ def _check_facts(run: Run, found: Mapping[str, Any], data_dir: Path) -> None:
             "fingerprint"
         ):
             differing.append(name)
-    stored_sets = run.manifest.get("features") or []
-    hashes = {each.get("key"): each.get("sha256") for each in stored_sets}
-    now = {each.get("key"): each.get("sha256") for each in found["features"]}
+    for section, word, name in (
+        ("features", "feature set", "key"),
+        ("encoders", "encoder of modality", "modality"),
+    ):
+        before, now = (
+            {str(each.get(name)): dict(each) for each in facts.get(section) or []}
+            for facts in (run.manifest, found)
+        )
+        differing += [
+            f"{word} {key}"
+            for key in dict.fromkeys([*before, *now])
+            if before.get(key) != now.get(key)
+        ]
+    encoders = {each.get("modality"): each for each in run.manifest.get("encoders") or []}
+    read = {each.get("modality"): each for each in found.get("encoders") or []}
     differing += [
-        f"feature set {key}"
-        for key in dict.fromkeys([*hashes, *now])
-        if hashes.get(key) != now.get(key)
+        f"the {modality} encoder (weights, settings or contents)"
+        for modality in dict.fromkeys([*encoders, *read])
+        if encoders.get(modality) != read.get(modality)
     ]
     if differing:
         raise DataError(
