@@ -113,7 +113,8 @@ def find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> Live
         hint = ""
         if isinstance(problem, DataError) and str(problem).startswith("E40"):
             hint = f". In a recipe the folder is named by encoders.{modality}.weights"
-        raise type(problem)(f"encoders.{modality}: {problem}{hint}") from problem
+        kind = DataError if isinstance(problem, DataError) else ConfigError
+        raise kind(f"encoders.{modality}: {problem}{hint}") from problem
 
 
 def _find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> LiveSource:
@@ -265,9 +266,10 @@ class LiveItemEncoder(ItemEncoder):
         """Pooled vectors of all items in evaluation mode [I, F], on the CPU."""
         was_training = self.training
         self.train(False)
-        parts = [self.vectors(items).cpu() for items in self._chunks()]
+        parts = [(items.cpu(), self.vectors(items).cpu()) for items in self._chunks()]
         self.train(was_training)
-        return torch.cat(parts)
+        order = torch.cat([items for items, _ in parts]).argsort()
+        return torch.cat([vectors for _, vectors in parts])[order]
 
     def train(self, mode: bool = True) -> LiveItemEncoder:
         """Set the mode of what learns; see the class for the rest."""
