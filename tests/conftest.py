@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import http.server
 import mimetypes
+import os
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -60,16 +62,42 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "data"
 
 
-def pytest_report_header() -> str:
-    return f"gpu tests: {'run' if torch.cuda.is_available() else 'left out, no CUDA device here'}"
+def find_browser() -> str | None:
+    """A Chromium of this machine; MMBENCH_BROWSER names another."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    found = (shutil.which(name) for name in (os.environ.get("MMBENCH_BROWSER", ""), *names) if name)
+    return next((path for path in found if path), None)
+
+
+@pytest.fixture(scope="session")
+def browser_program() -> str:
+    """The path of a Chromium; tests that ask for it are marked `browser`."""
+    program = find_browser()
+    assert program is not None
+    return program
+
+
+def pytest_report_header() -> list[str]:
+    gpu = "run" if torch.cuda.is_available() else "left out, no CUDA device here"
+    browser = (
+        f"run in {find_browser()}"
+        if find_browser()
+        else (
+            "LEFT OUT, no Chromium here (install Debian's chromium, or name one in MMBENCH_BROWSER)"
+        )
+    )
+    return [f"gpu tests: {gpu}", f"browser tests: {browser}"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the GPU tests out where there is no GPU; the header says so."""
-    if torch.cuda.is_available():
-        return
-    left_out = [item for item in items if item.get_closest_marker("gpu")]
-    items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    """Leave out the tests of a GPU or a browser where there is none; the header says so."""
+    missing = {"gpu": not torch.cuda.is_available(), "browser": find_browser() is None}
+    left_out = [
+        item
+        for item in items
+        if any(missing[name] and item.get_closest_marker(name) for name in missing)
+    ]
+    items[:] = [item for item in items if item not in set(left_out)]
     config.hook.pytest_deselected(items=left_out)
 
 

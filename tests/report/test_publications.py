@@ -161,3 +161,8 @@ def test_dataset_names(name, dataset):
 def test_names_differ_by_more_than_writing():
     assert same_name("MoRec++") == same_name("morec-pp")
     assert same_name("MMSR") != same_name("MMSR-T")
+
+
+def test_a_manifest_that_tells_little_gets_no_row(lab):
+    run = lab.run("old", model=None, dataset={"name": "tiktok", "fingerprint": "f" * 64})
+    assert beside(compare([run], metrics=["recall@20"])) == []

@@ -55,10 +55,12 @@ def test_equal_vectors_give_equal_files(systems, sample, tmp_path):
         assert first == second, file
 
 
-@pytest.mark.parametrize("count", [3, 300])
-def test_only_cold_or_only_warm_items_are_drawn(systems, sample, tmp_path, count):
-    one = Vectors("x", systems[0].items, np.full(60, count))
-    assert len(draw_pictures([one], sample, tmp_path)) == 4
+def test_only_cold_and_only_warm_items_are_drawn(systems, sample, tmp_path):
+    both = [Vectors(str(n), systems[0].items, np.full(60, n)) for n in (3, 300)]
+    assert len(draw_pictures(both, sample, tmp_path)) == 4
+    drawn = (tmp_path / "items.svg").read_text()
+    assert "fewer than 10 (60 items)" in drawn
+    assert "fewer than 10 (0 items)" in drawn
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(systems, sample, tmp_path):
