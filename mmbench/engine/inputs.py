@@ -301,20 +301,18 @@ def _for_model(
 def _tokens(stored: FeatureSet) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
     """Token states [I, T, E] and which are real [I, T].
 
-    An item without any gets one, the mean of the other items' mean tokens, as its pooled vector.
+    An item without the modality gets one, the mean of the others' mean tokens. Any other item
+    has a token, or the set could not have been stored.
     """
     tokens, mask = np.array(stored.tokens), np.array(stored.token_mask)
-    having = np.flatnonzero(stored.mask & mask.any(axis=1))
-    if not len(having):
-        raise DataError(f"feature set {stored.key} has no item with a token; extract it again")
+    having = np.flatnonzero(stored.mask)
     total = np.zeros(tokens.shape[2])
     for start in range(0, len(having), 1024):  # a copy in float64 of all would not fit
         rows = having[start : start + 1024]
         weights = mask[rows] / mask[rows].sum(axis=1, keepdims=True)
         total += np.einsum("nt,nte->e", weights, tokens[rows].astype(np.float64))
-    lacking = np.setdiff1d(np.arange(len(mask)), having)
-    tokens[lacking, 0], mask[lacking] = total / len(having), False
-    mask[lacking, 0] = True
+    lacking = np.flatnonzero(~stored.mask)
+    tokens[lacking, 0], mask[lacking, 0] = total / len(having), True
     return tokens, mask
 
 
