@@ -97,6 +97,7 @@ def represent(
     from mmbench.engine import device as devices
     from mmbench.engine.representations import (
         check_folder,
+        check_vectors,
         representations,
         write_representations,
     )
@@ -110,6 +111,7 @@ def represent(
     if not opened:
         raise click.UsageError("none of these folders holds a complete run")
     check_comparable(opened, "test")
+    check_vectors(opened)
     compute = devices.choose(device)
     for run in opened:
         check_folder(target / run.path.name, force=force)

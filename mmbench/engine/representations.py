@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from mmbench.data.prepared import EXCLUDED
 from mmbench.engine.inputs import Ragged
 from mmbench.engine.ranking import SEQUENCES
-from mmbench.engine.trained import Trained
+from mmbench.engine.trained import Trained, stored_recipe
 from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.lists import IntArray
+from mmbench.models.base import MODELS
 from mmbench.models.sequential.base import SequentialRecommender, pad_sequences
-from mmbench.runs import write_array, write_json
+from mmbench.runs import Run, write_array, write_json
 
 SCHEMA = 1
 
@@ -55,6 +56,24 @@ class Representations:
     what: str
 
 
+def check_vectors(runs: Sequence[Run]) -> None:
+    """Refuse runs of models that score without vectors, before any is loaded.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for run in runs:
+        if not MODELS.get(stored_recipe(run).model).obj.factors:
+            raise _no_vectors(run)
+
+
+def _no_vectors(run: Run) -> ConfigError:
+    return ConfigError(
+        f"{run.path}: {run.label} scores without vectors of users and items, so it has none to "
+        "export; leave it out"
+    )
+
+
 @torch.no_grad()
 def representations(trained: Trained) -> Representations:
     """The vectors of a trained factor model.
@@ -65,10 +84,7 @@ def representations(trained: Trained) -> Representations:
     """
     model, inputs = trained.model, trained.inputs
     if not model.factors:
-        raise ConfigError(
-            f"{trained.run.path}: {trained.recipe.model} scores without vectors of users and "
-            "items, so it has none to export; leave it out"
-        )
+        raise _no_vectors(trained.run)
     if isinstance(model, SequentialRecommender):
         items, users = _sequential(model, trained)
         rows = inputs.test.users

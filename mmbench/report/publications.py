@@ -185,8 +185,8 @@ def beside(comparison: Comparison) -> list[Beside]:
 
 def _is(system: System, row: Published) -> bool:
     """Whether a row is of the system's model."""
-    model = system.runs[0].manifest["model"]
-    for name in facts()["models"].get(model["name"], ()):
+    model = str(_section(system, "model").get("name"))
+    for name in facts()["models"].get(model, ()):
         asked = {"name": name} if isinstance(name, str) else name
         if (
             asked["name"] == row.model
@@ -197,8 +197,13 @@ def _is(system: System, row: Published) -> bool:
     return False
 
 
+def _section(system: System, name: str) -> Mapping[str, Any]:
+    section = system.runs[0].manifest.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
 def _letters(system: System) -> str:
-    given = system.runs[0].manifest["model"].get("modalities", ())
+    given = _section(system, "model").get("modalities") or ()
     joint = "vt" if "joint" in given else ""
     return "".join(LETTERS[name] for name in given if name in LETTERS) + joint
 
@@ -218,8 +223,8 @@ def _short(row: Published) -> str:
 
 def _reasons(system: System, row: Published) -> Iterator[str]:
     """Why the two do not compare."""
-    manifest, source = system.runs[0].manifest, source_facts(row.source)
-    split = str(manifest["split"]["name"])
+    source = source_facts(row.source)
+    split = str(_section(system, "split").get("name"))
     ours = facts()["splits"][row.split]["ours"]
     if not any(split == name or split.startswith(f"{name}-") for name in ours):
         yield f"another split: {row.split} there, {split} here"
@@ -233,14 +238,13 @@ def _reasons(system: System, row: Published) -> Iterator[str]:
 
 def _differences(system: System, row: Published) -> Iterator[str]:
     """What differs between numbers that may or may not compare."""
-    manifest, source = system.runs[0].manifest, source_facts(row.source)
+    source = source_facts(row.source)
     for what, there, here in _sizes(system, row):
         if 0 < abs(here - there) <= SAME_SIZE * there:
             yield f"{there:,} {what} there, {here:,} here"
     if about := facts()["splits"][row.split].get("differs"):
         yield str(about)
-    protocol = manifest["protocol"]
-    masked = protocol.get("mask_validation_at_test") if isinstance(protocol, Mapping) else None
+    masked = _section(system, "protocol").get("mask_validation_at_test")
     hidden = source.get("validation_masked")
     if hidden is not None and masked is not None and hidden != masked:
         yield f"validation items are {'no ' if hidden else ''}candidates at test there"
@@ -272,7 +276,7 @@ def _feature_differences(system: System, row: Published) -> Iterator[str]:
 
 def _sizes(system: System, row: Published) -> Iterator[tuple[str, int, int]]:
     """What is counted, how many there and how many here, where both are known."""
-    dataset = system.runs[0].manifest["dataset"]
+    dataset = _section(system, "dataset")
     size = source_facts(row.source).get("sizes", {}).get(row.dataset)
     size = size or facts()["datasets"][row.dataset]["size"]
     names = {"users": "users", "items": "items", "train": "train_interactions"}

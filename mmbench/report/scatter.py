@@ -116,7 +116,11 @@ def draw_users(panels: Sequence[Panel], stem: Path) -> list[Path]:
                 marker=USER_MARKERS[user % len(USER_MARKERS)], label=f"user {user + 1}",
             )  # fmt: skip
 
-    figure, grid = _grid(panels, paint, f"t-SNE of the items of {len(users)} random users")
+    figure, grid = _grid(
+        panels,
+        paint,
+        f"t-SNE of the items of {len(users)} random users; a shared item has several marks",
+    )
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside right center", frameon=False, fontsize=8, markerscale=1.4

@@ -89,6 +89,7 @@ def change(path: Path, edit) -> Run:
         (lambda m: m["features"][0].update(sha256="0" * 64), "feature set visual__imported"),
         (lambda m: m.update(features=[]), "feature set visual__imported"),
         (lambda m: m.update(dataset=None), "the dataset"),
+        (lambda m: m.update(encoders=[{"modality": "textual"}]), "encoder of modality textual"),
     ],
 )
 def test_other_data_are_refused_by_name(copy, tiny_data, edit, named):
