@@ -92,7 +92,10 @@ def from_first(ranks: Ranks, tensors: Sequence[Tensor]) -> None:
     if ranks.size > 1:
         with ranks.listening():
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                sent = tensor.contiguous()
+                dist.broadcast(sent, src=0)
+                if sent is not tensor:
+                    tensor.copy_(sent)
 
 
 def joined_rows(ranks: Ranks, rows: Tensor, n_rows: int) -> Tensor:
@@ -107,7 +110,7 @@ def joined_rows(ranks: Ranks, rows: Tensor, n_rows: int) -> Tensor:
     shares = [replace(ranks, rank=rank).rows(n_rows) for rank in range(ranks.size)]
     counts = [share.stop - share.start for share in shares]
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-    padded[: len(rows)] = rows
+    padded[: len(rows)] = rows  # what is gathered must have one shape
     found = [torch.empty_like(padded) for _ in counts]
     with ranks.listening():
         dist.all_gather(found, padded)

@@ -128,7 +128,7 @@ class Ranker:
         listed = torch.empty((n_users, depth), dtype=torch.int64, device=self.device)
         hits = torch.empty((n_users, depth), dtype=torch.bool, device=self.device)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        catalogue = model.catalogue() if isinstance(model, SequentialRecommender) else None
+        catalogue = self._catalogue(model)
         if model.factors:
             users, items = (vectors.float() for vectors in self._vectors(model, catalogue))
             finite &= torch.isfinite(users).all() & torch.isfinite(items).all()
@@ -148,6 +148,17 @@ class Ranker:
             finite &= (best < torch.inf).all()  # NaN is not below infinity either
             listed[block.rows], hits[block.rows] = self._look_up(block.rows, best, places)
         return listed, hits, finite
+
+    def _catalogue(self, model: Recommender) -> Any:
+        """What a sequential model reads of all items; costly ones are shared by the processes."""
+        if not isinstance(model, SequentialRecommender):
+            return None
+        divides = model.content and type(model).catalogue is SequentialRecommender.catalogue
+        if self.ranks.size == 1 or not divides or self.n_items < self.ranks.size:
+            return model.catalogue()
+        share = self.ranks.rows(self.n_items)
+        items = torch.arange(share.start, share.stop, device=self.device)
+        return joined_rows(self.ranks, model.vectors_of_many(items), self.n_items)
 
     def _vectors(self, model: Recommender, catalogue: Any) -> tuple[Tensor, Tensor]:
         """Vectors of the ranked users and of all items."""

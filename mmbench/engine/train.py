@@ -27,6 +27,7 @@ from mmbench.engine.device import Compute
 from mmbench.engine.inputs import Inputs, Target, features_to_device, load_inputs, to_device
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.ranks import ALONE
+from mmbench.engine.step import is_out_of_memory
 from mmbench.engine.training import EpochListener, Progress, TrainingLoop
 from mmbench.errors import ConfigError, DataError, MMBenchError, TrainingError
 from mmbench.metrics.lists import RankedLists
@@ -167,10 +168,12 @@ class _Training:
         """Train, and write the folder."""
         alone = MODELS.get(self.recipe.model).obj.fitting != "gradient"
         if not alone:
-            return self._train(self.compute)
+            with _within_memory(self.recipe):
+                return self._train(self.compute)
         # There are no gradients to be shared: the first process does it, the others wait.
         if self.compute.ranks.is_first:
-            self._train(replace(self.compute, ranks=ALONE))
+            with _within_memory(self.recipe):
+                self._train(replace(self.compute, ranks=ALONE))
         self.compute.ranks.say("written")
         return open_run(self.path)
 
@@ -351,6 +354,20 @@ def _writing(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({os.strerror(problem.errno)}); free space or choose "
             "another --runs-dir; the same command resumes"
         ) from None
+
+
+@contextlib.contextmanager
+def _within_memory(recipe: RunRecipe) -> Iterator[None]:
+    """Turn a lack of memory outside of a training step, which copes by itself, into a message."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        raise TrainingError(
+            f"{recipe.label}, seed {recipe.seed}: memory is not enough to build this model or to "
+            "rank with it; choose a smaller model or another device (its batches are not the cause)"
+        ) from problem
 
 
 @contextlib.contextmanager

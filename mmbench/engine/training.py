@@ -91,7 +91,9 @@ class TrainingLoop:
                 row; names the epoch.
         """
         progress = self.progress
-        from_first(self.ranks, [parameter.data for parameter in self.model.parameters()])
+        # All were drawn from one seed; this makes sure. What does not learn was read by all alike.
+        learning = self.step.learning if self.step else []
+        from_first(self.ranks, [parameter.data for parameter in learning])
         while progress.finished is None:
             record = self._epoch(progress.epoch + 1)
             progress.epoch += 1

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from mmbench.data.prepare import prepare
 from mmbench.engine.device import choose
+from mmbench.engine.extract import extract_builtin
 from mmbench.engine.inputs import load_inputs
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.ranks import Ranks
@@ -34,7 +35,7 @@ SGD = {"optimizer": "sgd", "learning_rate": 0.5, "epochs": 4}
 # Batches whose last one has a single row: a process is left without any.
 GENERAL = {"dataset": "tiny", "training": {**SGD, "batch_size": 419}}
 SEQUENTIAL = {"dataset": "seq", "protocol": "mmsr", "training": {**SGD, "batch_size": 29}}
-SASREC = {"name": "sasrec", "max_length": 4, "embedding_size": 8, "dropout": 0.0}
+SASREC = {"name": "sasrec", "max_length": 4, "embedding_size": 8, "dropout": 0.0, "n_layers": 1}
 RECIPES: dict[str, dict[str, Any]] = {
     "adam": {
         **GENERAL,
@@ -49,6 +50,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "sequential": {**SEQUENTIAL, "model": SASREC},
     "parts": {**SEQUENTIAL, "model": SASREC, "training": {**SGD, "accumulate": 3}},
+    # Its items are encoded by both processes, each half of them.
+    "content": {
+        **SEQUENTIAL,
+        "features": {"textual": "tfidf-svd"},
+        "model": {**SASREC, "name": "morec"},
+    },
     "own-updates": {**GENERAL, "model": {"name": "slim-bpr"}},
 }
 
@@ -69,7 +76,11 @@ def data(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"u{u},i{(u + t) % 12},{10**9 + t}" for u in range(30) for t in range(5 + u % 3)]
     text = "\n".join(["user_id,item_id,timestamp", *rows])
     (root / "raw" / "interactions.csv").write_text(text + "\n")
+    words = ["sail", "tide", "oven", "dough", "drum", "tuba"]
+    titles = [f"i{k},{words[k // 2]} {words[k // 3]} {words[k % 5]}" for k in range(12)]
+    (root / "raw" / "items.csv").write_text("\n".join(["item_id,title", *titles]) + "\n")
     prepare("seq", source=root / "raw", data_dir=root / "data", splits=["leave-one-out"])
+    extract_builtin("seq", root / "data")
     return root / "data"
 
 
@@ -163,7 +174,7 @@ def test_torchrun_gives_the_lists_of_one_process(data: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("NDCG@10") == 2  # a table for each dataset, printed once
-    assert done.stderr.count("[1/5] ") == 1
+    assert done.stderr.count("[1/6] ") == 1
     for name in RECIPES:
         one = run_alone(plan(name), data, tmp_path / "one")
         two = open_run(tmp_path / "two" / one.path.name)
@@ -234,7 +245,7 @@ def test_all_stop_when_one_is_killed_and_the_run_resumes(
     data: Path, tmp_path: Path, both: Any
 ) -> None:
     recipes = write(
-        tmp_path / "recipes", "sequential", epochs=80, patience=None, learning_rate=0.05
+        tmp_path / "recipes", "sequential", epochs=30, patience=None, learning_rate=0.05
     )
     given = command(recipes, data, tmp_path / "cut", "--checkpoint-every", "0")
     first, second = both(lambda rank: given)
@@ -253,12 +264,12 @@ def test_all_stop_when_one_is_killed_and_the_run_resumes(
     (folder,) = (tmp_path / "cut").iterdir()
     assert read_manifest(folder)["status"] == "unfinished"
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert 0 < state["progress"]["epoch"] < 80
+    assert 0 < state["progress"]["epoch"] < 30
     # The run goes on, here in one process, to where it would have come undisturbed.
-    recipe = plan("sequential", epochs=80, patience=None, learning_rate=0.05)
+    recipe = plan("sequential", epochs=30, patience=None, learning_rate=0.05)
     resumed = run_alone(recipe, data, tmp_path / "cut")
     whole = run_alone(recipe, data, tmp_path / "whole")
-    assert resumed.manifest["training"]["epochs"] == 80
+    assert resumed.manifest["training"]["epochs"] == 30
     mine, theirs = (history(run) for run in (resumed, whole))
     for one, other in zip(mine, theirs, strict=True):
         assert one["losses"] == pytest.approx(other["losses"], rel=1e-5)

@@ -193,7 +193,14 @@ class SequentialRecommender(Recommender):
 
     def catalogue(self) -> Tensor:
         """Vectors of all items, [I, D]; what `represent` and `score` read, once an evaluation."""
-        return self.items(torch.arange(self.n_items, device=self.popularity.device))
+        return self.vectors_of_many(torch.arange(self.n_items, device=self.popularity.device))
+
+    def vectors_of_many(self, items: Tensor) -> Tensor:
+        """Vectors of many items, [N, D] of int64 [N], N > 0; in bounded memory where they cost.
+
+        Several processes share the catalogue of a `content` model by it.
+        """
+        return self.items(items)
 
     def represent(self, catalogue: Tensor, sequences: Tensor) -> Tensor:
         """User vectors after a sequence, [B, D].

@@ -22,7 +22,6 @@ picture); among stored features the mean of those that are there. Padding is the
 
 from __future__ import annotations
 
-import torch
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -56,6 +55,9 @@ class MMSRConfig(SequentialConfig, SequenceEncoderConfig):
     """Of the fusion; if not given `dropout` for `+dnn` and 0.1 for attention, as published."""
     type_embeddings: bool = False
     """Whether merge-attention adds a vector of its modality to each token."""
+    standardize: bool = False
+    """Whether stored states are brought to mean 0 and deviation 1, column by column, as those of
+    many extracted sets are nearly alike; what an encoder makes is left as it is."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> MMSRConfig:
@@ -94,7 +96,7 @@ class MMSR(SequentialRecommender):
     def __init__(self, config: MMSRConfig, train: Interactions, given: list[ItemFeatures]) -> None:
         super().__init__(config, train, given)
         size = config.embedding_size
-        self.states = ContentStates(given, "mmsr")  # S_m
+        self.states = ContentStates(given, "mmsr", standardize=config.standardize)  # S_m
         self.project = nn.ModuleDict(
             {modality: nn.Linear(width, size) for modality, width in self.states.widths.items()}
         )  # W_m, b_m
@@ -140,7 +142,6 @@ class MMSR(SequentialRecommender):
         hidden: Tensor = self.encoder(inputs, real)
         return hidden
 
-    def catalogue(self) -> Tensor:
-        """Vectors of all items [I, D], in bounded memory."""
-        every = torch.arange(self.n_items, device=self.popularity.device)
-        return self.states.in_chunks(self.items, every)
+    def vectors_of_many(self, items: Tensor) -> Tensor:
+        """Vectors of many items [N, D], in bounded memory."""
+        return self.states.in_chunks(self.items, items)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
@@ -43,6 +42,9 @@ class MoRecConfig(SequentialConfig):
     visual_state: Literal["mean", "first"] = "mean"
     """What stands for a picture: the mean of its states (ResNet, Swin), or the first one (the
     class token of MAE and ViT)."""
+    standardize: bool = False
+    """Whether stored states are brought to mean 0 and deviation 1, column by column, as those of
+    many extracted sets are nearly alike; what an encoder makes is left as it is."""
     n_layers: PositiveInt = 2
     n_heads: PositiveInt = 2
     dropout: Dropout = 0.1
@@ -92,7 +94,7 @@ class MoRec(SequentialRecommender):
 
     def __init__(self, config: MoRecConfig, train: Interactions, given: list[ItemFeatures]) -> None:
         super().__init__(config, train, given)
-        self.states = ContentStates(given, "morec")
+        self.states = ContentStates(given, "morec", standardize=config.standardize)
         if len(self.states) > 1:
             raise ConfigError(
                 f"morec reads one modality, but is given {', '.join(self.states)}; name one of "
@@ -118,7 +120,6 @@ class MoRec(SequentialRecommender):
         hidden: Tensor = self.encoder(inputs, real)
         return hidden
 
-    def catalogue(self) -> Tensor:
-        """Vectors of all items [I, D], in bounded memory."""
-        every = torch.arange(self.n_items, device=self.popularity.device)
-        return self.states.in_chunks(self.items, every)
+    def vectors_of_many(self, items: Tensor) -> Tensor:
+        """Vectors of many items [N, D], in bounded memory."""
+        return self.states.in_chunks(self.items, items)

@@ -44,7 +44,7 @@ class MoRecPlusPlus(SequentialRecommender):
     def __init__(self, config: MoRecConfig, train: Interactions, given: list[ItemFeatures]) -> None:
         super().__init__(config, train, given)
         size = config.embedding_size
-        self.states = ContentStates(given, "morec-pp")
+        self.states = ContentStates(given, "morec-pp", standardize=config.standardize)
         self.vectors_of = nn.ModuleDict(
             {m: ContentVector(m, width, config) for m, width in self.states.widths.items()}
         )
@@ -70,7 +70,6 @@ class MoRecPlusPlus(SequentialRecommender):
         hidden: Tensor = self.encoder(inputs, real)
         return hidden
 
-    def catalogue(self) -> Tensor:
-        """Vectors of all items [I, D], in bounded memory."""
-        every = torch.arange(self.n_items, device=self.popularity.device)
-        return self.states.in_chunks(self.items, every)
+    def vectors_of_many(self, items: Tensor) -> Tensor:
+        """Vectors of many items [N, D], in bounded memory."""
+        return self.states.in_chunks(self.items, items)
