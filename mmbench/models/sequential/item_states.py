@@ -27,13 +27,16 @@ CHUNK_STORED = 2**22
 class ItemStates(nn.Module):
     """Token states of one modality.
 
+    Args:
+        standardize: whether stored states get mean 0 and deviation 1 by column.
+
     Attributes:
         modality: of the features.
         width: E.
         learns: whether an encoder makes the states, with gradient.
     """
 
-    def __init__(self, features: ItemFeatures) -> None:
+    def __init__(self, features: ItemFeatures, *, standardize: bool = False) -> None:
         super().__init__()
         self.modality = features.modality
         self.encoder: ItemEncoder | None = features.encoder
@@ -44,6 +47,8 @@ class ItemStates(nn.Module):
         tokens = features.matrix[:, None] if features.tokens is None else features.tokens
         mask = None if features.tokens is None else features.token_mask
         self.width = tokens.shape[2]
+        if standardize:
+            tokens = _standardized(tokens, mask, features.present)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("mask", mask, persistent=False)
 
@@ -71,11 +76,17 @@ class ItemStates(nn.Module):
 class ContentStates(nn.ModuleDict):
     """The `ItemStates` of each modality given, by modality, in `ORDER`.
 
+    Args:
+        model: the name that messages give.
+        standardize: as of `ItemStates`.
+
     Raises:
         ConfigError: none is given, or two of one modality.
     """
 
-    def __init__(self, given: Sequence[ItemFeatures], model: str) -> None:
+    def __init__(
+        self, given: Sequence[ItemFeatures], model: str, *, standardize: bool = False
+    ) -> None:
         modalities = [features.modality for features in given]
         if not given:
             raise ConfigError(
@@ -88,7 +99,13 @@ class ContentStates(nn.ModuleDict):
                 f"{', '.join(features.name for features in given)}; leave one out"
             )
         by_modality = {features.modality: features for features in given}
-        super().__init__({m: ItemStates(by_modality[m]) for m in ORDER if m in by_modality})
+        super().__init__(
+            {
+                modality: ItemStates(by_modality[modality], standardize=standardize)
+                for modality in ORDER
+                if modality in by_modality
+            }
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -119,6 +136,21 @@ class ContentStates(nn.ModuleDict):
         for states in self.values():
             assert isinstance(states, ItemStates)
             yield states
+
+
+def _standardized(tokens: Tensor, mask: Tensor | None, present: Tensor) -> Tensor:
+    """Tokens [I, T, E] less their mean and over their deviation, by column; a constant one is 0.
+
+    Both are of the real tokens of items that have the modality; the others are scaled alike.
+    """
+    real = present[:, None].expand(tokens.shape[:2])
+    real = real if mask is None else real & mask
+    states = full_precision(tokens)
+    known = states[real].double()
+    mean, deviation = known.mean(dim=0), known.std(dim=0, correction=0)
+    scale = torch.where(deviation > 1e-6 * mean.abs() + 1e-12, 1 / deviation, 0.0)
+    scaled = ((states - mean.to(states.dtype)) * scale.to(states.dtype)).to(tokens.dtype)
+    return scaled if mask is None else scaled * mask[:, :, None]
 
 
 def masked_pool(states: Tensor, mask: Tensor) -> Tensor:

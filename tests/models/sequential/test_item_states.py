@@ -139,3 +139,29 @@ def test_the_chunk_of_stored_states_falls_with_their_size():
     large = ItemStates(literal.token_features("visual", 64, 32)).chunk
     assert small == CHUNK_STORED // 2
     assert large == CHUNK_STORED // (64 * 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_standardized_states_have_mean_nought_and_deviation_one(dtype):
+    made = literal.token_features("textual", 3, 4)
+    tokens = 5 + 0.1 * made.tokens
+    tokens[:, :, 2] = 7.0  # a column that says nothing
+    present = torch.arange(literal.N_ITEMS) != 2
+    features = ItemFeatures("x", "textual", made.matrix, present, tokens.to(dtype), made.token_mask)
+    states, mask = ItemStates(features, standardize=True)(torch.arange(literal.N_ITEMS))
+    real = states[mask & present[:, None]]
+    loose = 1e-5 if dtype == torch.float32 else 0.1
+    np.testing.assert_allclose(real[:, :2].mean(dim=0), 0, atol=loose)
+    np.testing.assert_allclose(real[:, :2].std(dim=0, correction=0), 1, atol=loose)
+    assert (states[:, :, 2] == 0).all()
+    assert (states[~mask] == 0).all()
+    pooled = ItemStates(literal.pooled_features("visual", 3), standardize=True)(ITEMS)[0]
+    matrix = literal.pooled_features("visual", 3).matrix.numpy()
+    expected = (matrix - matrix.mean(axis=0)) / matrix.std(axis=0)
+    np.testing.assert_allclose(pooled[:, 0], expected[ITEMS], atol=1e-6)
+
+
+def test_what_an_encoder_makes_is_not_standardized():
+    features = literal.live_features("textual", 3, 2)
+    plain, scaled = ItemStates(features), ItemStates(features, standardize=True)
+    torch.testing.assert_close(scaled(ITEMS)[0], plain(ITEMS)[0])
