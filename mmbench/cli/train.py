@@ -34,13 +34,15 @@ def train(
     RECIPE is a YAML file, a shipped recipe such as amazon-baby/vbpr, or a model's name, which
     takes the shipped recipe for --dataset or else the model's defaults. Epochs and grid points
     are chosen on the validation split alone. A finished run is not repeated; an interrupted
-    one goes on where it stopped.
+    one goes on where it stopped. Under torchrun several GPUs (or, with --device cpu, processes)
+    share each run; the batch size is that of all together.
 
     \b
     Examples:
       mmbench train vbpr --dataset demo --seeds 0,1,2
       mmbench train my-recipe.yaml --set model.embedding_size=32
       mmbench train amazon-baby/bpr-mf amazon-baby/lightgcn
+      torchrun --standalone --nproc-per-node 4 -m mmbench train my-recipe.yaml
     """
     # Imported here because torch takes seconds to load and --help must not wait.
     from mmbench.cli.training import (

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmbench.data.cleaning import PrepareConfig
+from mmbench.data.prepare import prepare
 from mmbench.engine import train as training_run
 from mmbench.engine.device import choose
 from mmbench.engine.inputs import load_inputs
@@ -350,3 +352,29 @@ def test_a_row_that_does_not_fit_names_the_run(
     with pytest.raises(TrainingError, match="bpr-mf, seed 0, epoch 1: not even one row"):
         run(plan(), tiny_data, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_users_with_fewer_than_three_interactions_train_or_are_left_out(tmp_path: Path) -> None:
+    lengths = [1, 2, 3, 4, 6, 6, 6, 6]
+    rows = [f"u{u},i{(3 * u + t) % 9},{10**9 + t}" for u, n in enumerate(lengths) for t in range(n)]
+    (tmp_path / "raw").mkdir()
+    text = "\n".join(["user_id,item_id,timestamp", *rows])
+    (tmp_path / "raw" / "interactions.csv").write_text(text + "\n")
+    config = PrepareConfig(user_min=1, item_min=1)
+    data = tmp_path / "data"
+    prepare("few", source=tmp_path / "raw", data_dir=data, splits=["leave-one-out"], config=config)
+    raw = {
+        "dataset": "few",
+        "protocol": "mmsr",
+        "model": {"name": "sasrec", "max_length": 4, "embedding_size": 8},
+        "training": {"epochs": 2},
+    }
+    done = run(Recipe(raw, "few").expand()[0], data, tmp_path / "runs")
+    inputs = load_inputs(Recipe(raw, "few").expand()[0], data)
+    # Three or more give one item each to validation and test; a user of two keeps both to learn
+    # from, and so do those of four and more.
+    assert inputs.dataset.n_users == 8
+    assert done.manifest["users"] == {"valid": 6, "test": 6}
+    sampled = SequenceSampler(inputs.train, 4).users.tolist()
+    assert sampled == [u for u in range(8) if int(inputs.train.user_degrees[u]) >= 2]
+    assert len(sampled) == 6
