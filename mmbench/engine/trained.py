@@ -104,13 +104,6 @@ def _check_facts(run: Run, found: Mapping[str, Any], data_dir: Path) -> None:
             for key in dict.fromkeys([*before, *now])
             if before.get(key) != now.get(key)
         ]
-    encoders = {each.get("modality"): each for each in run.manifest.get("encoders") or []}
-    read = {each.get("modality"): each for each in found.get("encoders") or []}
-    differing += [
-        f"the {modality} encoder (weights, settings or contents)"
-        for modality in dict.fromkeys([*encoders, *read])
-        if encoders.get(modality) != read.get(modality)
-    ]
     if differing:
         raise DataError(
             f"{run.path} was trained on other data than lie in {data_dir}: {', '.join(differing)} "
