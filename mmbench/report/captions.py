@@ -112,6 +112,8 @@ def _spread_marked(comparison: Comparison) -> bool:
 
 
 def _reference(c: Comparison) -> str:
+    if c.references is not None:
+        return c.references.named
     if c.baseline is None:
         return "the same system on the other side"
     return "the best of each column, in bold" if c.baseline == BEST else c.baseline
@@ -121,7 +123,9 @@ def _corrected(c: Comparison) -> str:
     if c.correction == "none":
         return "not corrected for multiple testing"
     n, tested_columns = len(c.systems), [column for column in c.columns if column.metric.per_user]
-    if c.baseline is None:
+    if c.references is not None:
+        what = f"each system against {c.references.named}"
+    elif c.baseline is None:
         what = "each system against its counterpart"
     elif c.baseline == BEST:
         what = (

@@ -11,6 +11,7 @@ What a system is tested against:
                      n (n - 1) / 2 comparisons, and all of them are in the family; with the
                      n - 1 visible ones alone, the family-wise error rate would exceed its level.
     against=RUNS     the system of the same label among those runs
+    references=...   for each system another one of the table, as a study declares it
 """
 
 from __future__ import annotations
@@ -115,6 +116,20 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class References:
+    """Who is tested against whom, where a study declares it for each system by itself.
+
+    Attributes:
+        of: hash of a system to the hash of its reference; a system that is not named is shown
+            and not tested.
+        named: what the references are, in words, for the caption.
+    """
+
+    of: Mapping[str, str]
+    named: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Systems (rows) by columns, with every test that was made.
 
@@ -128,7 +143,8 @@ class Comparison:
         systems: best first in the first column; in pairs (reference, system) under `against`.
         cells: by system, then by column.
         families: the families of tests, with their sizes.
-        baseline: the named baseline, "best", or None where each system has its own (`against`).
+        baseline: the named baseline, "best", or None where each system has its own (`against`,
+            `references`).
         by: the breakdown, if any.
         test: name of the paired test.
         correction: name of the correction for multiple testing.
@@ -136,6 +152,8 @@ class Comparison:
         alpha: level at which a difference counts as significant.
         unpaired: labels among the `against` runs that no compared system has.
         tests: every test that was made, those behind no cell included, by indices of `systems`.
+        references: who was tested against whom, where it was declared; systems then stand in the
+            order in which they were given.
     """
 
     dataset: str
@@ -155,6 +173,7 @@ class Comparison:
     alpha: float
     unpaired: tuple[str, ...] = ()
     tests: Mapping[Pair, Tested] = field(default_factory=dict, repr=False)
+    references: References | None = None
 
     def cell(self, label: str, column: int = 0) -> Cell:
         """The cell of one system in one column."""
@@ -167,6 +186,7 @@ def compare(
     metrics: Sequence[str | Metric] = (),
     baseline: str | None = None,
     against: Sequence[Run] = (),
+    references: References | None = None,
     part: Part = "test",
     test: str = "t-test",
     correction: str = "holm",
@@ -186,6 +206,7 @@ def compare(
         baseline: label of the reference; "best" or None for the best system of each column.
         against: runs of the reference side, paired with `runs` by label, or one system with
             one system; takes the place of `baseline`.
+        references: declares the reference of each system; takes the place of both.
         part: whose lists are read.
         test: name of the paired test over users.
         correction: name of the correction for multiple testing.
@@ -222,9 +243,19 @@ def compare(
         [] if against else _best(column.metric, [row[c].mean for row in table])
         for c, column in enumerate(columns)
     ]
-    shown = _shown_pairs(columns, best, labels, BEST if against else baseline, bool(against))
+    own = [-1] * len(systems) if references is None else _declared(systems, references)
+    if references is not None:
+        shown = [
+            Pair(c, row, reference)
+            for c, column in enumerate(columns)
+            if column.metric.per_user
+            for row, reference in enumerate(own)
+            if reference >= 0
+        ]
+    else:
+        shown = _shown_pairs(columns, best, labels, BEST if against else baseline, bool(against))
     pairs = dict.fromkeys(shown)
-    if not against and baseline == BEST:
+    if not against and references is None and baseline == BEST:
         there = {(p.column, frozenset((p.system, p.reference))) for p in shown}
         for c in {p.column: None for p in shown}:
             for a, b in combinations(range(len(systems)), 2):
@@ -249,7 +280,7 @@ def compare(
         table[pair.reference][pair.column] = replace(theirs, is_reference=True)
     order = (
         list(range(len(systems)))
-        if against
+        if against or references is not None
         else _order(columns[0].metric, [row[0].mean for row in table])
     )
     place = {row: index for index, row in enumerate(order)}
@@ -264,7 +295,7 @@ def compare(
         systems=tuple(systems[i] for i in order),
         cells=tuple(tuple(table[i]) for i in order),
         families=tuple(families),
-        baseline=None if against else baseline,
+        baseline=None if against or references is not None else baseline,
         by=by,
         test=test,
         correction=correction,
@@ -275,6 +306,7 @@ def compare(
             Pair(pair.column, place[pair.system], place[pair.reference]): result
             for pair, result in tested.items()
         },
+        references=references,
     )
 
 
@@ -300,6 +332,25 @@ def _sides(runs: Sequence[Run], against: Sequence[Run]) -> tuple[list[System], t
         paired += [replace(reference, label=AGAINST.format(reference.label)), system]
     used = {partner[system.label].label for system in systems}
     return paired, tuple(sorted(set(references) - used))
+
+
+def _declared(systems: Sequence[System], references: References) -> list[int]:
+    """The row of each system's declared reference, -1 for a system that has none.
+
+    Raises:
+        ConfigError: a declared reference is not among the systems.
+    """
+    rows = {system.hash: row for row, system in enumerate(systems)}
+    declared = []
+    for system in systems:
+        key = references.of.get(system.hash)
+        if key is not None and (key not in rows or key == system.hash):
+            raise ConfigError(
+                f"the reference of {system.label!r} is not among the compared systems; give its "
+                "runs as well"
+            )
+        declared.append(-1 if key is None else rows[key])
+    return declared
 
 
 def _summary(values: FloatArray) -> Cell:

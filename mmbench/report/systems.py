@@ -19,8 +19,12 @@ from mmbench.metrics.base import Metric, parse_metric
 from mmbench.metrics.lists import RankedLists
 from mmbench.runs import Part, Run
 
-CANDIDATE_RULES = ("mask_validation_at_test",)
-"""Keys of a run's protocol that change what is ranked; the others change training alone."""
+CANDIDATE_RULES: Mapping[str, tuple[object, tuple[Part, ...]]] = {
+    "mask_validation_at_test": (None, ("test",)),
+    "history_mask": ("all", ("valid", "test")),
+}
+"""Keys of a run's protocol that change what is ranked, with what a run has that names none (it was
+trained before there was a choice) and the parts they touch; other keys change training alone."""
 FEW_KEYS = 3
 _HASH = ".sha256"
 NONE = "none"
@@ -220,9 +224,10 @@ def _comparable_facts(run: Run, part: Part) -> dict[str, str]:
 
     protocol = _fact(run, "protocol")
     facts = {"the dataset": named("dataset"), "the split": named("split")}
-    if part == "test" and isinstance(protocol, Mapping):
-        for rule in CANDIDATE_RULES:
-            facts[f"protocol.{rule}"] = str(protocol.get(rule)).lower()
+    if isinstance(protocol, Mapping):
+        for rule, (before, parts) in CANDIDATE_RULES.items():
+            if part in parts:
+                facts[f"protocol.{rule}"] = str(protocol.get(rule, before)).lower()
     return facts
 
 

@@ -135,6 +135,17 @@ def test_masking_at_test_does_not_matter_on_validation_nor_does_training(lab):
     assert compared.protocol == "standard, mmrec"
 
 
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_what_is_hidden_of_a_history_changes_what_is_ranked_in_both_parts(lab, part):
+    standard = {"name": "standard", "mask_validation_at_test": True}
+    old = lab.run("old", protocol=standard)  # of before there was a choice: all was hidden
+    same = lab.run("same", protocol={**standard, "history_mask": "all"})
+    assert len(compare([old, same], part=part).systems) == 2
+    open_to_all = lab.run("open", protocol={**standard, "history_mask": "except-target"})
+    with pytest.raises(ConfigError, match=r"protocol.history_mask: all and except-target"):
+        compare([old, open_to_all], part=part)
+
+
 def test_other_users_are_refused(lab):
     lists = lab.lists(1.0, 1)
     fewer = lists.restrict(np.arange(lab.n_users) != 4)
