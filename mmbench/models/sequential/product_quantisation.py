@@ -37,6 +37,8 @@ _STEPS = 4
 """Steps of k-means between two rotations, warm from the last ones."""
 _LAST_STEPS = 25
 """Steps of the first and of the last k-means."""
+_LEAST_GAIN = 1e-4
+"""Share of the error that a rotation must save for another one to be learned."""
 _BLOCK = 4096
 """Rows that are coded at once."""
 
@@ -106,7 +108,7 @@ def fit_product_quantiser(
         rows: vectors [N, F], N at least 1, finite.
         n_parts: D.
         n_centroids: K, or the number of distinct rows where that is smaller.
-        n_rounds: rotations learned; 0 keeps the principal axes.
+        n_rounds: rotations learned at most; 0 keeps the principal axes.
         seed: of k-means and of the choice of rows.
     """
     # One thread: those of k-means add up in the order in which they end, so that the last bits
@@ -132,11 +134,17 @@ def fit_product_quantiser(
         centroids, closest = _first_centroids(
             x @ rotation, n_parts, min(n_centroids, len(distinct)), rng
         )
-        for step in range(n_rounds):
+        before = np.inf
+        for _ in range(n_rounds):
             left, _, right = np.linalg.svd(x.T @ closest)
             rotation = left @ right
-            last = step == n_rounds - 1
-            centroids, closest = _improved(x @ rotation, centroids, _LAST_STEPS if last else _STEPS)
+            rotated = x @ rotation
+            centroids, closest = _improved(rotated, centroids, _STEPS)
+            error = float(np.square(rotated - closest).sum(dtype=np.float64))
+            if error >= (1 - _LEAST_GAIN) * before:
+                break
+            before = error
+        centroids, _ = _improved(x @ rotation, centroids, _LAST_STEPS)
     return ProductQuantiser(given.shape[1], *map(torch.from_numpy, (mean, rotation, centroids)))
 
 

@@ -44,7 +44,7 @@ class VQRecConfig(CosineConfig):
     n_parts: PositiveInt = 32  # D
     n_centroids: Annotated[int, Field(ge=1, le=65_536)] = 256  # M
     rotation_rounds: NonNegativeInt = 50
-    """Rotations that the quantiser learns; 0 keeps the principal axes."""
+    """Rotations that the quantiser learns at most; 0 keeps the principal axes."""
     fake_share: Annotated[float, Field(ge=0, le=1)] = 0.75
     """Of pre-training: the probability that a fake negative's code is a random one."""
 

@@ -118,7 +118,7 @@ def test_the_error_falls_with_every_rotation(x, monkeypatch):
 
     monkeypatch.setattr(product_quantisation, "_improved", recorded)
     fit(x, n_rounds=8)
-    assert len(errors) == 9
+    assert 5 < len(errors) <= 10  # the first codes, at most eight rotations, the last steps
     assert all(b <= a * (1 + 1e-5) for a, b in pairwise(errors))
     assert errors[-1] < 0.95 * errors[0]
 
