@@ -34,3 +34,13 @@ def test_setup_cfg_ships_the_published_tables() -> None:
     pattern = setup["options.package_data"]["mmbench.report"]
     shipped = {path.name for path in (ROOT / "mmbench" / "report").glob(pattern)}
     assert shipped == {"README.md", "general.csv", "sequential.csv", "sources.yaml"}
+
+
+def test_setup_cfg_ships_the_page() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    shipped = setup["options.package_data"]["mmbench.report.html"].replace(",", " ").split()
+    folder = ROOT / "mmbench" / "report" / "html"
+    assert set(shipped) == {
+        path.name for path in folder.iterdir() if path.suffix != ".py" and path.is_file()
+    }

@@ -58,7 +58,8 @@ def _family(c: Comparison, n_pairs: int) -> str:
     name = CORRECTION_NAMES.get(c.correction, c.correction)
     if c.family == "table":
         n_columns = sum(column.metric.per_user for column in c.columns)
-        return f"{name} over all {n_pairs} pairs in all {n_columns} metrics together"
+        if n_columns > 1:
+            return f"{name} over all {n_pairs} pairs in all {n_columns} metrics together"
     pairs = "the one pair" if n_pairs == 1 else f"all {n_pairs} pairs"
     return f"{name} over {pairs} of each metric"
 

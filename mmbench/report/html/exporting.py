@@ -40,7 +40,8 @@ def check_targets(page: Path | None, folder: Path | None, *, force: bool) -> Non
             raise DataError(f"--html {page} exists; choose another file or pass --force")
     if page is not None and folder is not None and _within(page, folder):
         raise DataError(
-            f"--html {page} lies in --out {folder}, which is written as a whole; put the page beside it"
+            f"--html {page} lies in --out {folder}, which is written as a whole; put the page "
+            "beside it"
         )
     if folder is None or not folder.exists():
         return
