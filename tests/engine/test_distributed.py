@@ -255,7 +255,7 @@ def test_all_stop_when_one_is_killed_and_the_run_resumes(
         assert time.monotonic() < until
         time.sleep(0.02)
     second.send_signal(signal.SIGKILL)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=300)
     assert first.returncode == 2
     assert "process 0 of 2 stops, because another one has ended" in " ".join(err.split())
     assert "the same command resumes" in " ".join(err.split())
@@ -281,7 +281,7 @@ def test_memory_that_is_short_in_one_process_halves_the_parts_of_both(
 ) -> None:
     recipes = write(tmp_path / "recipes", "adam", batch_size=100)
     processes = both(lambda rank: command(recipes, data, tmp_path / "two"), {"FITS": "30"})
-    told = [process.communicate(timeout=120) for process in processes]
+    told = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     errors = " ".join(told[0][1].split())
     assert errors.count("a batch of 100 rows does not fit in memory") == 1
@@ -298,7 +298,7 @@ def test_processes_with_different_recipes_are_refused(
 ) -> None:
     recipes = write(tmp_path / "recipes", "adam")
     processes = both(lambda rank: command(recipes, data, tmp_path / "runs", "--seeds", str(rank)))
-    told = [process.communicate(timeout=120)[1] for process in processes]
+    told = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     assert "another one has ended" in told[0]
     assert "the processes were started with different recipes or data" in told[1]
