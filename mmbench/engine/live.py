@@ -370,6 +370,12 @@ class LiveItemEncoder(ItemEncoder):
                     found = self._trunk.capture(lambda batch=items: self._read(batch))  # type: ignore[misc]
                 rows = items.cpu().numpy()
                 for array, state in zip(arrays, found, strict=True):
+                    if not bool(torch.isfinite(state).all()):
+                        raise DataError(
+                            f"encoders.{self.modality}: {self.how.name} makes numbers in "
+                            f"{precision} that are not finite; take training.precision: bfloat16 "
+                            "or float32, or other weights"
+                        )
                     made = _to_numpy(state)
                     if made.shape[1:] == array.shape[1:]:
                         array[rows] = made

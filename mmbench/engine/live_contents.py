@@ -37,7 +37,10 @@ from mmbench.runs import write_json
 FOLDER = "kept"
 SHARE = 0.4
 """Of a GPU's free memory; what needs more of it stays in the main memory or on disk."""
-_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+    errno.EEXIST,
+}  # fmt: skip
 
 
 class Rows:
