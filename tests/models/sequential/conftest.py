@@ -117,7 +117,8 @@ def literal() -> ModuleType:
 def cycle() -> tuple[Interactions, SequenceBatch]:
     """A world where the next item is the one after, of 12 in a circle; and all its sequences."""
     n_items = 12
-    histories = [[(user + step) % n_items for step in range(3 + user % 4)] for user in range(36)]
+    # Every start with every length, so that each item is the last of some history.
+    histories = [[(user + step) % 12 for step in range(3 + user // 12)] for user in range(48)]
     train = interactions(histories, n_items)
     return train, sequence_batch(histories, n_items, LENGTH + 1)
 
