@@ -21,6 +21,12 @@ def _positions(value: str) -> str:
     return value
 
 
+def _warm(value: str) -> str:
+    if value not in ("train", "random-per-user", "leave-one-out"):
+        raise ValueError("train, random-per-user or leave-one-out")
+    return value
+
+
 def _threshold(value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise ValueError("a whole number from 1")
@@ -46,7 +52,7 @@ PARAMETERS: dict[str, dict[str, tuple[Any, Callable[[str], Any]]]] = {
     "leave-one-out": {},
     "user-temporal": {"odd_to": ("test", _odd_to)},
     "global-temporal": {"drop_new_users": (True, _flag)},
-    "cold-items": {"seed": (None, _seed)},
+    "cold-items": {"seed": (None, _seed), "warm": ("train", _warm)},
     "cold-sequences": {"below": (10, _threshold), "positions": ("heldout", _positions)},
 }
 """Parameters of each rule of `mmbench.data.splits`: the default, and how a value is read."""

@@ -5,7 +5,9 @@
     leave-one-out     by time: a user's last item tests, the one before validates
     user-temporal     the counts of random-per-user, rows in time order
     global-temporal   one cut in time for everybody, at the 0.8 and 0.9 quantiles
-    cold-items        all rows of a fifth of the items are held out, half of the items each
+    cold-items        all rows of a fifth of the items are held out, half of the items each; the
+                      rows of the others all train, or (`warm=RULE`) are split by another rule,
+                      so that seen and unseen items can be measured side by side
     cold-sequences    leave-one-out; judged are the histories that end in an item of fewer than
                       `below` training rows, at held-out positions or (`positions=all`) at any
     imported          the labels that came with the dataset, untouched
@@ -18,7 +20,7 @@ way) or for test (`odd_to=valid`, LATTICE's). All counts are integer arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -222,27 +224,49 @@ def global_temporal(rows: Rows, *, drop_new_users: bool) -> Labels:
     return label
 
 
-def cold_items(rows: Rows, *, seed: int) -> Labels:
+def cold_items(rows: Rows, *, seed: int, warm: str) -> Labels:
     """All rows of a fifth of the items are held out, chosen by hash (LATTICE's rule).
 
-    Drawn from are the items that have a row. Users may be left without a training row.
+    Drawn from are the items that have a row. Users may be left without a training row. The rows
+    of the other items train, or are labelled by the rule `warm` as if there were no others.
     """
+    part = _cold_parts(rows, seed)
+    label = part[rows.item]
+    if warm == "train":
+        return label
+    kept = label == TRAIN
+    others = replace(
+        rows, user=rows.user[kept], item=rows.item[kept], timestamp=rows.timestamp[kept]
+    )
+    label[kept] = (
+        leave_one_out(others)
+        if warm == "leave-one-out"
+        else random_per_user(others, odd_to="test", seed=seed)
+    )
+    return label
+
+
+def _cold_parts(rows: Rows, seed: int) -> NDArray[np.int8]:
+    """Where the rows of each item belong: to training, or as cold ones to another part."""
     present = np.flatnonzero(_present(rows.item, len(rows.item_ids)))
     part = np.full(len(rows.item_ids), TRAIN, dtype=np.int8)
     valid, test = draw_cold_items(present, rows.item_ids, seed)
     part[valid], part[test] = VALID, TEST
-    return part[rows.item]
+    return part
 
 
-def _cold_items(rows: Rows, label: Labels, *, seed: int) -> tuple[Arrays, dict[str, Any]]:
-    valid, test = (np.unique(rows.item[label == part]) for part in (VALID, TEST))
-    cases = {"valid": int((label == VALID).sum()), "test": int((label == TEST).sum())}
+def _cold_items(
+    rows: Rows, label: Labels, *, seed: int, warm: str
+) -> tuple[Arrays, dict[str, Any]]:
+    part = _cold_parts(rows, seed)
+    counts = np.bincount(part[rows.item], minlength=TEST + 1).tolist()
+    items = {name: int((part == which).sum()) for name, which in (("valid", VALID), ("test", TEST))}
     return (
-        {"cold_items": np.sort(np.concatenate([valid, test])).astype(np.int32)},
+        {"cold_items": np.flatnonzero(part != TRAIN).astype(np.int32)},
         {
-            "cold_items": valid.size + test.size,
-            "cold_items_in": {"valid": valid.size, "test": test.size},
-            "cold_cases": cases,
+            "cold_items": sum(items.values()),
+            "cold_items_in": items,
+            "cold_cases": {"valid": counts[VALID], "test": counts[TEST]},
         },
     )
 

@@ -287,3 +287,30 @@ def test_hashes_that_differ_in_their_last_bit_alone_are_told_apart(monkeypatch):
     monkeypatch.setattr(Rows, "hashes", lambda rows, seed, purpose: hashes)
     label = random_per_user(rows_of([20]), seed=1, odd_to="test")
     assert label.tolist() == [TEST] * 2 + [VALID] * 2 + [TRAIN] * 16
+
+
+@pytest.mark.parametrize("rule", ["random-per-user", "leave-one-out"])
+def test_warm_rows_of_cold_items_can_be_split_by_another_rule(rule):
+    # Ten users with all of fifteen items: three are cold, and twelve rows of each user are not.
+    user = np.repeat(np.arange(10, dtype=np.int32), 15)
+    item = np.tile(np.arange(15, dtype=np.int32), 10)
+    rows = Rows(
+        user,
+        item,
+        np.tile(np.arange(15, dtype=np.int64), 10),
+        [f"u{n}" for n in range(10)],
+        [f"i{n}" for n in range(15)],
+    )
+    plain = make_split(SplitRequest.parse("cold-items"), rows, 42)
+    made = make_split(SplitRequest.parse(f"cold-items:warm={rule}"), rows, 42)
+    cold = plain.arrays["cold_items"]
+    assert made.arrays["cold_items"].tolist() == cold.tolist()
+    assert made.facts["cold_cases"] == plain.facts["cold_cases"] == {"valid": 20, "test": 10}
+    is_cold = np.isin(item, cold)
+    assert (made.label[is_cold] == plain.label[is_cold]).all()
+    # 12 rows: 12 // 5 = 2 are held out, one for each part; leave-one-out takes the last two.
+    for one in range(10):
+        warm = made.label[(user == one) & ~is_cold]
+        assert np.bincount(warm, minlength=3).tolist() == [10, 1, 1]
+        if rule == "leave-one-out":
+            assert warm[-2:].tolist() == [1, 2]
