@@ -86,11 +86,26 @@ def write_folder(evidence: Evidence, sections: Sequence[Section], folder: Path) 
     Raises:
         DataError: the folder cannot be written.
     """
+    return write_sections(sections, folder, evidence.created, evidence.request.command)
+
+
+def write_sections(sections: Sequence[Section], folder: Path, created: str, command: str) -> int:
+    """As `write_folder`, for sections that are no report of one comparison.
+
+    Args:
+        sections: what is written.
+        folder: made, or replaced; `check_targets` says whether it may be.
+        created: when the sections were made.
+        command: the command line, for the record.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
     folder = folder.absolute()  # not resolved: a link keeps its name
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        n_files = _fill(evidence, sections, partial)
+        n_files = _fill(sections, partial, {"created": created, "command": command})
         _take_place(partial, folder)
     except OSError as problem:
         raise _not_written("--out", folder, problem) from problem
@@ -124,7 +139,7 @@ def table_latex(table: Table) -> str:
     return "\n".join([*(f"% {' '.join(line.split())}" for line in said), body, ""])
 
 
-def _fill(evidence: Evidence, sections: Sequence[Section], folder: Path) -> int:
+def _fill(sections: Sequence[Section], folder: Path, record: dict[str, str]) -> int:
     files: list[str] = []
     for name in ("figures", "tables"):
         (folder / name).mkdir()
@@ -139,8 +154,7 @@ def _fill(evidence: Evidence, sections: Sequence[Section], folder: Path) -> int:
             path.write_text(table_csv(table), encoding="utf-8")
             path.with_suffix(".tex").write_text(table_latex(table), encoding="utf-8")
             files += [f"tables/{path.name}", f"tables/{path.stem}.tex"]
-    mark = {"created": evidence.created, "command": evidence.request.command, "files": files}
-    write_json(folder / MARK, mark)
+    write_json(folder / MARK, {**record, "files": files})
     return len(files)
 
 

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mmbench.report.captions import title
-from mmbench.report.html import content, drawing
+from mmbench.report.html import drawing
 from mmbench.report.html.breakdowns import gain_over_k, sparsity
 from mmbench.report.html.content import Figure, Section
 from mmbench.report.html.effects import effects, significance
@@ -70,7 +70,6 @@ def render_page(evidence: Evidence, sections: Sequence[Section]) -> str:
         created=evidence.created,
         styles=styles,
         scripts=scripts,
-        content=content,
     )
 
 

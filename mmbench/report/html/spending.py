@@ -15,7 +15,6 @@ from mmbench.report.html.evidence import Epoch, Evidence
 from mmbench.report.numbers import fixed, significant
 from mmbench.runs import Run
 
-LONG_CURVE = 60
 KINDS: tuple[tuple[str, str, Callable[[Cost], float]], ...] = (
     ("seconds", "training time (s)", lambda cost: cost.train_seconds),
     ("parameters", "trained weights", lambda cost: cost.parameters),
