@@ -19,7 +19,7 @@ from mmbench.engine.exchange import joined_rows
 from mmbench.engine.inputs import Target
 from mmbench.engine.ranks import ALONE, Ranks
 from mmbench.errors import TrainingError
-from mmbench.metrics.lists import IntArray, RankedLists
+from mmbench.metrics.lists import BoolArray, IntArray, RankedLists
 from mmbench.models.base import Recommender
 from mmbench.models.sequential.base import SequentialRecommender, pad_sequences
 
@@ -52,6 +52,7 @@ class Ranker:
         block_bytes: size of a block of scores; the default suits the device.
         ranks: the processes that share the users; each ranks for as many, and all are given all
             lists.
+        candidates: the items that can be listed at all, bool [I]; None for all of them.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Ranker:
         device: torch.device,
         block_bytes: int | None = None,
         ranks: Ranks = ALONE,
+        candidates: BoolArray | None = None,
     ) -> None:
         self.whole, self.popularity, self.activity = target, popularity, activity
         self.ranks = ranks
@@ -71,6 +73,9 @@ class Ranker:
         self.order = torch.from_numpy(np.asarray(order)).to(device)
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
+        self.outside: Tensor | None = None
+        if candidates is not None:
+            self.outside = torch.from_numpy(np.sort(place[~candidates])).to(device)
         self.users = torch.from_numpy(target.users).to(device)
         self.histories: tuple[Tensor, Tensor] | None = None
         if (histories := target.histories) is not None:
@@ -143,6 +148,8 @@ class Ranker:
                 finite &= torch.isfinite(given).all()
                 scores[:, : self.n_items] = given[:, self.order]
             scores.view(-1).index_fill_(0, block.masked, -torch.inf)
+            if self.outside is not None:
+                scores.index_fill_(1, self.outside, -torch.inf)
             best, places = _top_k(scores, depth)
             # Products of finite vectors overflow only where the best score shows it.
             finite &= (best < torch.inf).all()  # NaN is not below infinity either
