@@ -124,6 +124,10 @@ class SequentialRecommender(Recommender):
             real: which slots hold an item, bool [B, L].
         """
 
+    def encode_last(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The user vector after the last slot, [B, D]: of `encode`, or at less cost."""
+        return self.encode(inputs, real)[:, -1]
+
     def training_step(self, batch: Any) -> dict[str, Tensor]:
         """The loss of a `SequenceBatch`, a scalar."""
         inputs, targets, negatives = self._vectors(batch)
@@ -209,8 +213,7 @@ class SequentialRecommender(Recommender):
             catalogue: what `catalogue` returned.
             sequences: items, padded on the left with I, int64 [B, L].
         """
-        inputs, real = self.from_catalogue(catalogue, sequences)
-        return self.encode(inputs, real)[:, -1]
+        return self.encode_last(*self.from_catalogue(catalogue, sequences))
 
     def from_catalogue(self, catalogue: Tensor, sequences: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the catalogue, zero at padding, [B, L, D], and the real slots, bool [B, L]."""

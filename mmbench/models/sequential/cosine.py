@@ -104,6 +104,10 @@ class CosineRecommender(SequentialRecommender):
         hidden: Tensor = self.encoder(inputs, real)
         return hidden
 
+    def encode_last(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The user vector after the last slot, [B, D]."""
+        return self.encoder.last(inputs, real)
+
     def compared(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors [..., D] whose dot products are the scores, in float32 at least."""
         users, items = full_precision(users), full_precision(items)

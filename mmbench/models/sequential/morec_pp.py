@@ -70,6 +70,10 @@ class MoRecPlusPlus(SequentialRecommender):
         hidden: Tensor = self.encoder(inputs, real)
         return hidden
 
+    def encode_last(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The user vector after the last slot, [B, D]."""
+        return self.encoder.last(inputs, real)
+
     def vectors_of_many(self, items: Tensor) -> Tensor:
         """Vectors of many items [N, D], in bounded memory."""
         return self.states.in_chunks(self.items, items)

@@ -63,3 +63,7 @@ class SASRec(SequentialRecommender):
         """User vectors after each slot, [B, L, D]."""
         hidden: Tensor = self.encoder(inputs, real)
         return hidden
+
+    def encode_last(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The user vector after the last slot, [B, D]."""
+        return self.encoder.last(inputs, real)

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from mmbench.models.base import ModelConfig
 from mmbench.models.sequential.base import xavier_normal_
-from mmbench.models.sequential.transformer import BertBlock, SRBlock, causal_mask
+from mmbench.models.sequential.transformer import (
+    BertBlock,
+    SRBlock,
+    causal_mask,
+    through,
+    through_to_last,
+)
 
 SequenceEncoderName = Literal["sasrec", "grurec", "nextitnet"]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -44,7 +50,7 @@ def make_sequence_encoder(
     n_layers: int | None = None,
     n_heads: int = 2,
     dropout: float = 0.1,
-) -> nn.Module:
+) -> SequenceEncoder:
     """The sequence encoder of that name, for item vectors of `size` D and L = `max_length`.
 
     Args:
@@ -58,7 +64,20 @@ def make_sequence_encoder(
     return SASRecEncoder(size, max_length, n_layers, n_heads, dropout)
 
 
-class SASRecEncoder(nn.Module):
+class SequenceEncoder(nn.Module):
+    """The face of all of them."""
+
+    def forward(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """User vectors after each slot, [B, L, D], of item vectors [B, L, D] and bool [B, L]."""
+        raise NotImplementedError
+
+    def last(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The user vector after the last slot, [B, D]; all that ranking reads."""
+        hidden: Tensor = self(inputs, real)
+        return hidden[:, -1]
+
+
+class SASRecEncoder(SequenceEncoder):
     """Self-attention over learned positions: Kang and McAuley, ICDM 2018, as MoRec has it.
 
         x_t = v_t + P_t;   X^0 = drop(LN(x));   X^k = SRblock_k(X^{k-1}), causal;   h = X^n
@@ -78,16 +97,20 @@ class SASRecEncoder(nn.Module):
 
     def forward(self, inputs: Tensor, real: Tensor) -> Tensor:
         """User vectors after each slot, [B, L, D]."""
+        return through(self.blocks, self._first(inputs), causal_mask(real))
+
+    def last(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The user vector after the last slot, [B, D]."""
+        return through_to_last(self.blocks, self._first(inputs), causal_mask(real))
+
+    def _first(self, inputs: Tensor) -> Tensor:
         # Slots are counted from the newest, so a shorter array has the same positions.
         positions = self.positions.weight[-inputs.shape[1] :]
         x: Tensor = self.drop(self.norm(inputs + positions))
-        mask = causal_mask(real)
-        for block in self.blocks:
-            x = block(x, mask)
         return x
 
 
-class BertSASRecEncoder(nn.Module):
+class BertSASRecEncoder(SequenceEncoder):
     """Self-attention in the form of RecBole, which UniSRec and VQ-Rec build on.
 
         x_t = v_t + P_t;   X^0 = drop(LN(x));   X^k = BertBlock_k(X^{k-1}), causal;   h = X^n
@@ -122,15 +145,19 @@ class BertSASRecEncoder(nn.Module):
 
     def forward(self, inputs: Tensor, real: Tensor) -> Tensor:
         """User vectors after each slot, [B, L, D]."""
+        return through(self.blocks, self._first(inputs), causal_mask(real))
+
+    def last(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The user vector after the last slot, [B, D]."""
+        return through_to_last(self.blocks, self._first(inputs), causal_mask(real))
+
+    def _first(self, inputs: Tensor) -> Tensor:
         positions = self.positions.weight[-inputs.shape[1] :]
         x: Tensor = self.drop(self.norm(inputs + positions))
-        mask = causal_mask(real)
-        for block in self.blocks:
-            x = block(x, mask)
         return x
 
 
-class GRURecEncoder(nn.Module):
+class GRURecEncoder(SequenceEncoder):
     """Stacked gated recurrent units: Hidasi et al., ICLR 2016, arXiv 1511.06939.
 
         x_t = drop(v_t)
@@ -155,7 +182,7 @@ class GRURecEncoder(nn.Module):
         return hidden
 
 
-class NextItNetEncoder(nn.Module):
+class NextItNetEncoder(SequenceEncoder):
     """Dilated causal convolutions: Yuan et al., WSDM 2019, arXiv 1808.05163.
 
     Residual blocks with dilations 1, 4, 1, 4, ..., two for each of `n_layers`. The paper's last

@@ -53,9 +53,14 @@ class Attention(nn.Module):
             layer(rows).unflatten(2, (self.n_heads, -1)).transpose(1, 2)
             for layer, rows in ((self.query, x), (self.key, context), (self.value, context))
         )
-        logits = full_precision(query @ key.transpose(2, 3)) / math.sqrt(query.shape[3]) + mask
-        weights = F.dropout(logits.softmax(dim=3), self.dropout, self.training)
-        joined: Tensor = self.output((weights.to(value.dtype) @ value).transpose(1, 2).flatten(2))
+        if query.dtype == torch.float32 and not (self.training and self.dropout):
+            # One kernel that writes no weights; it has no dropout on a processor.
+            heads = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        else:
+            logits = full_precision(query @ key.transpose(2, 3)) / math.sqrt(query.shape[3]) + mask
+            weights = F.dropout(logits.softmax(dim=3), self.dropout, self.training)
+            heads = weights.to(value.dtype) @ value
+        joined: Tensor = self.output(heads.transpose(1, 2).flatten(2))
         return joined
 
 
@@ -71,9 +76,9 @@ class SRBlock(nn.Module):
         self.second_norm = nn.LayerNorm(size, eps=1e-6)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, L, D] of the same."""
-        x = self.first_norm(x + self.drop(self.attention(x, mask)))
+    def forward(self, x: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
+        """[B, L, D] of the same; with a `context` [B, L_k, D] that is what x attends to."""
+        x = self.first_norm(x + self.drop(self.attention(x, mask, context)))
         result: Tensor = self.second_norm(x + self.drop(self.outer(F.relu(self.inner(x)))))
         return result
 
@@ -90,11 +95,27 @@ class BertBlock(nn.Module):
         self.second_norm = nn.LayerNorm(size, eps=1e-12)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, L, D] of the same."""
-        x = self.first_norm(x + self.drop(self.attention(x, mask)))
+    def forward(self, x: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
+        """[B, L, D] of the same; with a `context` [B, L_k, D] that is what x attends to."""
+        x = self.first_norm(x + self.drop(self.attention(x, mask, context)))
         result: Tensor = self.second_norm(x + self.drop(self.outer(F.gelu(self.inner(x)))))
         return result
+
+
+def through(blocks: nn.ModuleList, x: Tensor, mask: Tensor) -> Tensor:
+    """The last of some blocks' outputs, [B, L, D]."""
+    for block in blocks:
+        x = block(x, mask)
+    return x
+
+
+def through_to_last(blocks: nn.ModuleList, x: Tensor, mask: Tensor) -> Tensor:
+    """The same at the last slot alone, [B, D]: of the last block no other slot is computed."""
+    *earlier, final = blocks
+    for block in earlier:
+        x = block(x, mask)
+    last: Tensor = final(x[:, -1:], mask[:, :, -1:], x)
+    return last[:, 0]
 
 
 def causal_mask(real: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from mmbench.errors import ConfigError
 from mmbench.models.sequential.transformer import (
@@ -13,6 +14,8 @@ from mmbench.models.sequential.transformer import (
     SRBlock,
     causal_mask,
     padding_mask,
+    through,
+    through_to_last,
 )
 
 SIZE, LENGTH = 4, 5
@@ -126,3 +129,24 @@ def test_dropout_is_of_training_alone():
 def test_heads_that_do_not_divide_the_width():
     with pytest.raises(ConfigError, match="do not divide into 3 heads"):
         Attention(4, 3, 0.0, bias=False)
+
+
+@pytest.mark.parametrize("block", [SRBlock, BertBlock])
+def test_the_last_slot_alone_is_the_last_of_all_slots(block: type[nn.Module]) -> None:
+    torch.manual_seed(4)
+    blocks = nn.ModuleList(block(8, 2, 0.3) for _ in range(3)).eval()
+    x = torch.randn(5, 6, 8)
+    real = torch.arange(6) >= torch.tensor([0, 2, 3, 5, 6])[:, None]  # the last row is empty
+    mask = causal_mask(real)
+    found = through_to_last(blocks, x, mask)
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found, through(blocks, x, mask)[:, -1], atol=1e-6)
+
+
+def test_one_kernel_and_the_products_written_out_agree() -> None:
+    torch.manual_seed(5)
+    attention = Attention(8, 2, 0.3, bias=True).eval()
+    x = torch.randn(3, 5, 8)
+    mask = causal_mask(torch.arange(5) >= torch.tensor([0, 2, 5])[:, None])
+    exact = attention.double()(x.double(), mask.double())
+    assert torch.allclose(attention.float()(x, mask).double(), exact, atol=1e-5)
