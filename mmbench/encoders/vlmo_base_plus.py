@@ -71,6 +71,7 @@ class VlmoBasePlus(NeuralEncoder):
     Attributes:
         weights: the checkpoint; after `load`.
         fit: how the checkpoint went into the model.
+        tokenizer_folder: holds the tokenizer's files.
         limit: ids that a text is cut to.
     """
 
@@ -89,6 +90,7 @@ class VlmoBasePlus(NeuralEncoder):
     weights: Weights
     fit: Fit
     tokenizer: Any
+    tokenizer_folder: Path
     limit: int
 
     def __init__(self, options: Options | None = None) -> None:
@@ -156,6 +158,7 @@ class VlmoBasePlus(NeuralEncoder):
                 f"download {VOCABULARY.id}` where there is a network"
             )
         files = tokenizer_files(folder)
+        self.tokenizer_folder = folder
         with quiet():
             try:
                 # Named, as a vocab.txt alone does not say whose it is.

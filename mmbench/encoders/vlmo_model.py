@@ -128,6 +128,28 @@ class Vlmo(nn.Module):
             hidden = block(hidden, None, n_text=0, vl=vl_top)
         return self._norm(hidden)
 
+    def text_routes(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[T_CLS] of texts alone [B, D]: by the text experts, and by the VL experts at the top."""
+        hidden = self._embed_text(ids)
+        return self._both_routes(hidden, mask.bool(), n_text=hidden.shape[1])
+
+    def image_routes(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[I_CLS] of pictures alone [B, D]: by the image experts, and by the VL experts."""
+        return self._both_routes(self._embed_image(pixels), None, n_text=0)
+
+    def _both_routes(
+        self, hidden: Tensor, there: Tensor | None, n_text: int
+    ) -> tuple[Tensor, Tensor]:
+        """Both routes, whose blocks below the first VL expert are the same."""
+        top = hidden
+        parted = False
+        for block in self.transformer.stack():
+            if parted or block.has_vl:
+                top = block(top if parted else hidden, there, n_text=n_text, vl=True)
+                parted = True
+            hidden = block(hidden, there, n_text=n_text, vl=False)
+        return self._norm(hidden)[:, 0], self._norm(top if parted else hidden)[:, 0]
+
     def joint(self, ids: Tensor, mask: Tensor, pixels: Tensor) -> Tensor:
         """Vectors of pairs, [B, T + N, D]: [T_CLS] at position 0, [I_CLS] at T."""
         n_text = ids.shape[1]

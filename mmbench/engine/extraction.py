@@ -29,6 +29,7 @@ from mmbench.encoders.addressed import find_addressed, place_of
 from mmbench.encoders.hub import Remote
 from mmbench.encoders.loading import Weights, find_weights, hash_files
 from mmbench.encoders.neural import NeuralEncoder, Options
+from mmbench.encoders.tuned import tuning_of
 from mmbench.engine import device
 from mmbench.engine.contents import Contents, TextTemplate, read_contents
 from mmbench.engine.device import Compute
@@ -155,9 +156,9 @@ def extract_neural(
         if not ranks.is_first:
             how = replace(how, watch=Watch(), agree=None)
         # The first process fetches what is to be fetched; the others find it then.
-        weights = ranks.together(lambda: _find(encoder, how), first_only=True)
+        weights = ranks.together(lambda: find_files(encoder, how), first_only=True)
         if not ranks.is_first:
-            weights = _find(encoder, replace(how, fetch=False))
+            weights = find_files(encoder, replace(how, fetch=False))
         tasks = ranks.together(lambda: _tasks(dataset, encoder, how, weights)) or []
         done: list[Extraction] = []
         todo = []
@@ -185,7 +186,7 @@ def jobs_of(encoder: NeuralEncoder) -> list[Job]:
     return [Job((modality,), (modality,)) for modality in encoder.modalities]
 
 
-def _find(encoder: NeuralEncoder, how: How) -> Weights | None:
+def find_files(encoder: NeuralEncoder, how: How) -> Weights | None:
     """The files with the weights; None where the encoder alone knows how to find them.
 
     Raises:
@@ -372,6 +373,7 @@ def _merge(making: _Making, encoding: Encoding, settings: Mapping[str, Any]) -> 
             origin={
                 "encoder": dict(making.encoder.settings),
                 "licence": making.encoder.hub.licence,
+                "finetuned": _tuning(making.encoder),
                 "request_sha256": making.task.request,
                 "device": work.config["device"],
                 "gpu": work.config.get("gpu"),
@@ -385,6 +387,12 @@ def _merge(making: _Making, encoding: Encoding, settings: Mapping[str, Any]) -> 
             ],
         )
     work.remove()
+
+
+def _tuning(encoder: NeuralEncoder) -> dict[str, Any] | None:
+    """What the weights were fine-tuned from and how, where they were."""
+    place = encoder.options.weights
+    return None if place is None else tuning_of(place if place.is_dir() else place.parent)
 
 
 def _settings(making: _Making) -> dict[str, Any]:

@@ -1,0 +1,395 @@
+"""The loop of a fine-tuning: steps over batches of pairs, and a judgement on held-out ones.
+
+A contrastive loss needs the vectors of a whole batch. Where these do not fit into memory with
+their graph, they are computed without one, by parts; the gradient of the loss is taken to the
+vectors; and each part is computed again and given its share of it (Gao et al., arXiv 2101.06983).
+The encoder draws nothing at random, so the second pass repeats the first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mmbench import seeding
+from mmbench.encoders.contrastive import same_group
+from mmbench.encoders.objectives import Draws, Objective, Plan, Vectors
+from mmbench.encoders.trunks import used_names
+from mmbench.engine.device import Compute
+from mmbench.engine.encoding import Watch
+from mmbench.engine.tuning_pairs import Pairs
+from mmbench.engine.tuning_settings import FineTuning
+from mmbench.engine.tuning_state import Progress, StateFolder
+from mmbench.errors import ConfigError, TrainingError
+from mmbench.metrics import alignment
+
+JUDGED = 256
+"""Held-out items whose loss is taken together, whatever the batch: so results compare."""
+Slices = list[slice]
+
+
+@dataclass
+class Tuner:
+    """One encoder that learns.
+
+    Args:
+        chunk: items that are computed at a time; moves no result but its last bits.
+        precision: type that is computed in, None for float32.
+
+    Attributes:
+        learning: what learns, by name; "own." before what is not of the encoder's module.
+    """
+
+    objective: Objective
+    pairs: Pairs
+    settings: FineTuning
+    compute: Compute
+    state: StateFolder
+    chunk: int
+    precision: torch.dtype | None = None
+    watch: Watch = field(default_factory=Watch)
+
+    def __post_init__(self) -> None:
+        (self._batch_size,) = self.settings.batch_size
+        (self._rate,) = self.settings.learning_rate
+        self._first: Vectors | None = None
+        module = self.objective.encoder.module
+        names = self.objective.learning(self.settings.tune, self.settings.blocks)
+        used = used_names(module, names, self._trial)
+        self.learning = {n: p for n, p in module.named_parameters() if n in set(used)}
+        for name, weight in module.named_parameters():
+            weight.requires_grad_(name in self.learning)
+        self.learning |= {f"own.{name}": weight for name, weight in self.objective.own.items()}
+        self._optimizer = self._make_optimizer(module)
+
+    def run(self) -> Progress:
+        """Learn until the held-out result does not improve any more.
+
+        An epoch that was finished before a process was killed is not computed again.
+
+        Raises:
+            TrainingError: a loss, a gradient or a temperature is not finite.
+        """
+        found = self.state.read()
+        if found is not None:
+            progress, tensors = found
+            if progress.diverged:
+                raise TrainingError(progress.diverged)
+            if not progress.is_done:
+                self._restore(tensors, progress.step)
+                self.watch.say(f"{self.state.name}: going on after epoch {progress.epoch}")
+        else:
+            progress = Progress()
+            self._end_epoch(progress, {}, time.monotonic())
+        steps = len(self.pairs.train) // self._batch_size
+        self.watch.begin(self.state.name, progress.epoch, self.settings.epochs)
+        try:
+            while not progress.is_done:
+                began = time.monotonic()
+                terms = self._epoch(progress, steps)
+                progress.epoch += 1
+                self._end_epoch(progress, terms, began)
+                self.watch.advance(1)
+        except TrainingError as problem:
+            progress.diverged = str(problem)
+            self.state.write(progress, {}, None)
+            raise
+        return progress
+
+    def restore_best(self, progress: Progress) -> None:
+        """Give the encoder the weights of the best epoch."""
+        self._copy_in(self.state.best(progress))
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def _epoch(self, progress: Progress, steps: int) -> dict[str, float]:
+        """One pass over the pairs; mean losses."""
+        total: dict[str, float] = {}
+        n_clipped = 0
+        for items in self.pairs.order(self._batch_size, self.settings.seed, progress.epoch):
+            factor = rate_factor(self.settings, progress.step, steps * self.settings.epochs)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate * factor
+            self._optimizer.zero_grad(set_to_none=True)
+            # The order of an epoch and what a step draws depend on their numbers alone, so that
+            # a resumption needs no generator's state.
+            draws = self._draws(len(items), "step", str(progress.step))
+            losses = self._losses(items, draws, learns=True)
+            norm = self._clip()
+            names = [*losses, "gradient"]
+            values = torch.stack([*(loss.detach() for loss in losses.values()), norm]).tolist()
+            for name, value in zip(names, values, strict=True):
+                if not math.isfinite(value):
+                    self._diverged(progress, f"{_what(name)} is {value}")
+                total[name] = total.get(name, 0.0) + value
+            n_clipped += values[-1] > (self.settings.clip_norm or math.inf)
+            self._optimizer.step()
+            progress.step += 1
+            for name, scale in self.objective.clamp().items():
+                if not math.isfinite(scale):
+                    self._diverged(progress, f"the temperature of {name} is {scale}")
+        means = {name: value / steps for name, value in total.items()}
+        return {**means, "clipped_steps": n_clipped}
+
+    def _diverged(self, progress: Progress, what: str) -> None:
+        raise TrainingError(
+            f"the fine-tuning diverged in epoch {progress.epoch + 1}, step {progress.step + 1}: "
+            f"{what} (learning rate {self._rate:g}, batch size {self._batch_size}); lower "
+            "--learning-rate, or let less learn with --tune top"
+        )
+
+    def _losses(self, items: NDArray[np.int64], draws: Draws, *, learns: bool) -> dict[str, Tensor]:
+        """Mean losses of a batch; their weighted sum is taken back to what learns."""
+        texts, pictures, groups = self.pairs.batch(items)
+        same = same_group(groups)
+        parts = _parts(len(items), self.chunk)
+        with torch.set_grad_enabled(learns and len(parts) == 1):
+            vectors = _joined([self._vectors(texts, pictures, part) for part in parts])
+        leaves = vectors
+        if learns and len(parts) > 1:
+            leaves = {
+                name: (seen.detach().requires_grad_(), read.detach().requires_grad_())
+                for name, (seen, read) in vectors.items()
+            }
+        with torch.set_grad_enabled(learns):
+            losses = self.objective.coupled(leaves, same)
+            if learns:
+                self._weighted(losses).backward()  # type: ignore[no-untyped-call]
+        if leaves is not vectors:
+            for part in parts:
+                self._share_gradient(self._vectors(texts, pictures, part), leaves, part)
+        with torch.no_grad(), self._autocast():
+            bare = {name: (a.detach(), b.detach()) for name, (a, b) in vectors.items()}
+            plan = self.objective.plan(bare, texts, same, draws)
+        return {**losses, **self._apart(plan, texts, pictures, learns=learns)}
+
+    def _vectors(
+        self, texts: Mapping[str, Tensor], pictures: Mapping[str, Tensor], part: slice
+    ) -> Vectors:
+        with self._autocast():
+            return self.objective.vectors(_cut(texts, part), _cut(pictures, part))
+
+    def _share_gradient(self, again: Vectors, leaves: Vectors, part: slice) -> None:
+        outputs, gradients = [], []
+        for name, sides in again.items():
+            for side, leaf in zip(sides, leaves[name], strict=True):
+                assert leaf.grad is not None
+                outputs.append(side)
+                gradients.append(leaf.grad[part])
+        torch.autograd.backward(outputs, gradients)
+
+    def _apart(
+        self,
+        plan: Plan,
+        texts: Mapping[str, Tensor],
+        pictures: Mapping[str, Tensor],
+        *,
+        learns: bool,
+    ) -> dict[str, Tensor]:
+        counts = plan.counts
+        longest = max((len(rows) for rows in (plan.pairs, plan.ids) if rows is not None), default=0)
+        found: dict[str, Tensor] = {}
+        for part in _parts(longest, self.chunk):
+            with torch.set_grad_enabled(learns), self._autocast():
+                sums = self.objective.apart(plan, texts, pictures, part)
+                means = {name: total / max(1, counts[name]) for name, total in sums.items()}
+            if learns and means:
+                self._weighted(means).backward()  # type: ignore[no-untyped-call]
+            for name, mean in means.items():
+                found[name] = found.get(name, torch.zeros_like(mean)) + mean.detach()
+        return found
+
+    def _weighted(self, losses: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([self.objective.weights[n] * loss for n, loss in losses.items()]).sum()
+
+    def _clip(self) -> Tensor:
+        parameters = list(self.learning.values())
+        most = self.settings.clip_norm
+        return nn.utils.clip_grad_norm_(parameters, math.inf if most is None else most)
+
+    def _draws(self, n: int, *purpose: str) -> Draws:
+        seed = seeding.integer(self.settings.seed, "fine-tune", *purpose)
+        generator = torch.Generator().manual_seed(seed)
+        device, length = self.compute.device, self.pairs.texts.longest
+        negatives = torch.rand(2, n, generator=generator).to(device)
+        return Draws(negatives, torch.rand(3, n, length, generator=generator).to(device))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision is None:
+            return nullcontext()
+        return torch.autocast(self.compute.device.type, dtype=self.precision)
+
+    def _trial(self) -> Tensor:
+        """The sum of all losses of two items, by which is seen what has a gradient."""
+        items = self.pairs.train[: min(4, len(self.pairs.train))]
+        texts, pictures, groups = self.pairs.batch(items)
+        groups = torch.arange(len(groups), device=groups.device)
+        same = same_group(groups)
+        draws = self._draws(len(items), "trial")
+        vectors = self.objective.vectors(texts, pictures)
+        losses = self.objective.coupled(vectors, same)
+        plan = self.objective.plan(vectors, texts, same, draws)
+        found = {**losses, **self.objective.apart(plan, texts, pictures, slice(None))}
+        return torch.stack(list(found.values())).sum()
+
+    # -- held-out items ------------------------------------------------------------------------
+
+    def _end_epoch(self, progress: Progress, terms: Mapping[str, float], began: float) -> None:
+        """Judge, note, decide whether it goes on, and store the state."""
+        judged = self._judge(progress)
+        record = {"epoch": progress.epoch, "step": progress.step, "held_out": judged}
+        if terms:
+            record["train"] = dict(terms)
+        record["temperatures"] = self.objective.clamp()
+        record["seconds"] = round(time.monotonic() - began, 3)
+        progress.history.append(record)
+        best = progress.history[progress.best_epoch]["held_out"]
+        is_best = progress.epoch == 0 or self._score(judged) > self._score(best)
+        if is_best:
+            progress.best_epoch = progress.epoch
+        since = progress.epoch - progress.best_epoch
+        progress.is_done = progress.epoch >= self.settings.epochs or since >= self.settings.patience
+        weights = {f"weights.{name}": weight for name, weight in self.learning.items()}
+        self.state.write(progress, {**weights, **self._moments()}, weights if is_best else None)
+
+    def _score(self, judged: Mapping[str, Any]) -> tuple[float, float]:
+        """What is to be as high as possible; the other of loss and recall decides a tie."""
+        both = (float(judged["recall"]), -float(judged["losses"]["itc"]))
+        return both if self.settings.select_by == "recall" else (both[1], both[0])
+
+    def _judge(self, progress: Progress) -> dict[str, Any]:
+        """Losses, retrieval and alignment of the held-out items."""
+        held = self.pairs.held
+        totals: dict[str, float] = {}
+        found: list[Vectors] = []
+        with torch.no_grad():
+            for part in _parts(len(held), JUDGED):
+                draws = self._draws(len(held[part]), "held-out", str(part.start))
+                for name, loss in self._losses(held[part], draws, learns=False).items():
+                    totals[name] = totals.get(name, 0.0) + float(loss) * len(held[part])
+            for part in _parts(len(held), self.chunk):
+                texts, pictures, _ = self.pairs.batch(held[part])
+                found.append(self._vectors(texts, pictures, slice(None)))
+        vectors = {
+            name: (seen.float().cpu(), read.float().cpu())
+            for name, (seen, read) in _joined(found).items()
+        }
+        losses = {name: total / len(held) for name, total in totals.items()}
+        seen, read = (side.numpy() for side in vectors["itc"])
+        bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+        if bad or not (np.isfinite(seen).all() and np.isfinite(read).all()):
+            self._diverged(
+                progress, f"{_what(bad[0]) if bad else 'a vector'} of held-out items is NaN"
+            )
+        measured = alignment.measure(seen, read)
+        return {"losses": losses, "recall": measured.recall, **_plain(asdict(measured))}
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def _make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+        if not self.learning:
+            raise ConfigError("nothing of the encoder learns from pairs; take --tune full")
+        bare = set(_without_decay(module))
+        decayed = [
+            p for n, p in self.learning.items() if n not in bare and not n.startswith("own.")
+        ]
+        others = [p for n, p in self.learning.items() if n in bare or n.startswith("own.")]
+        groups = [
+            {"params": decayed, "weight_decay": self.settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if self.settings.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=self._rate)
+        return torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.98), eps=1e-6)
+
+    def _moments(self) -> dict[str, Tensor]:
+        known = self._optimizer.state
+        found = {}
+        for name, weight in self.learning.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                if weight in known:
+                    found[f"{key}.{name}"] = known[weight][key]
+        return found
+
+    def _restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        self._copy_in(tensors)
+        for name, weight in self.learning.items():
+            if f"exp_avg.{name}" in tensors:
+                self._optimizer.state[weight] = {
+                    "step": torch.tensor(float(step)),
+                    **{
+                        key: tensors[f"{key}.{name}"].to(weight.device)
+                        for key in ("exp_avg", "exp_avg_sq")
+                    },
+                }
+
+    def _copy_in(self, tensors: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, weight in self.learning.items():
+                weight.copy_(tensors[f"weights.{name}"])
+
+
+def rate_factor(settings: FineTuning, step: int, n_steps: int) -> float:
+    """The factor on the learning rate in a step, counted from 0."""
+    rising = settings.warmup * n_steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    done = (step - rising) / max(1.0, n_steps - rising)
+    return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _without_decay(module: nn.Module) -> Iterator[str]:
+    """Norms, biases, temperatures and embeddings."""
+    tables = {
+        f"{name}.{inner}"
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Embedding)
+        for inner, _ in part.named_parameters(recurse=False)
+    }
+    for name, weight in module.named_parameters():
+        leaf = name.rpartition(".")[2]
+        if weight.dim() <= 1 or name in tables or "embed" in leaf or leaf.endswith("token"):
+            yield name
+
+
+def _parts(n: int, size: int) -> Slices:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _cut(batch: Mapping[str, Tensor], part: slice) -> dict[str, Tensor]:
+    return {name: tensor[part] for name, tensor in batch.items()}
+
+
+def _joined(found: list[Vectors]) -> Vectors:
+    if len(found) == 1:
+        return found[0]
+    return {
+        name: (
+            torch.cat([one[name][0] for one in found]),
+            torch.cat([one[name][1] for one in found]),
+        )
+        for name in found[0]
+    }
+
+
+def _what(name: str) -> str:
+    return "the gradient" if name == "gradient" else f"the loss {name}"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: keys are texts."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    return value
