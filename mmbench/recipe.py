@@ -12,7 +12,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -33,6 +33,7 @@ from mmbench.errors import ConfigError, UnknownNameError, did_you_mean
 from mmbench.metrics.base import Metric, parse_metric
 from mmbench.modality import MODALITIES
 from mmbench.models.base import MODELS, ModelConfig
+from mmbench.search_space import Dimension
 
 SHIPPED = next(
     folder
@@ -245,6 +246,8 @@ class _Shape(Section):
     evaluation: Evaluation = Evaluation()
     seeds: tuple[Seed, ...] = (0,)
     grid: dict[str, list[Any]] = {}
+    search: dict[str, Dimension] = {}
+    """What `--tune` may try, by key; without it the settings above are trained."""
 
     @field_validator("features")
     @classmethod
@@ -367,6 +370,11 @@ class RunRecipe:
         return values
 
 
+SEARCHABLE = ("model", "features", "encoders", "corruptions", "training")
+OPTIONAL = ("features", "encoders", "corruptions")
+"""Sections by modality, whose keys another condition of a study may lack."""
+
+
 class Recipe:
     """A checked recipe, which expands to one run per trial and seed."""
 
@@ -374,6 +382,7 @@ class Recipe:
         self.raw, self.source = dict(raw), source
         self.shape, self.settings = _check(self.raw, source)
         self.trials = list(self._trials())
+        self._check_search()
 
     def _trials(self) -> Iterator[tuple[_Shape, ModelConfig, dict[str, Any]]]:
         grid = self.shape.grid
@@ -385,25 +394,62 @@ class Recipe:
                 raise ConfigError(f"{self.source}: grid.{key} lists no value")
             if any(value in values[:place] for place, value in enumerate(values)):
                 raise ConfigError(f"{self.source}: grid.{key} lists a value twice")
-            # Trials are compared on validation, so what is ranked and measured is the same in all.
-            if key.partition(".")[0] not in (
-                "model",
-                "features",
-                "encoders",
-                "corruptions",
-                "training",
-            ):
-                raise ConfigError(
-                    f"{self.source}: grid.{key} cannot be searched over; only keys of model, "
-                    "features, encoders, corruptions and training can"
-                )
+            self._check_searchable("grid", key)
         for point in itertools.product(*grid.values()):
             trial = dict(zip(grid, point, strict=True))
-            raw = {key: value for key, value in self.raw.items() if key != "grid"}
-            for key, value in trial.items():
-                raw = set_key(raw, key, value)
-            shape, settings = _check(raw, f"{self.source} at {trial}")
-            yield shape, settings, trial
+            yield (*self._at(trial), trial)
+
+    def _at(self, point: Mapping[str, Any]) -> tuple[_Shape, ModelConfig]:
+        raw = {key: value for key, value in self.raw.items() if key not in ("grid", "search")}
+        for key, value in point.items():
+            raw = set_key(raw, key, value)
+        return _check(raw, f"{self.source} at {dict(point)}" if point else self.source)
+
+    def _check_searchable(self, section: str, key: str) -> None:
+        # Trials are compared on validation, so what is ranked and measured is the same in all.
+        head = key.partition(".")[0]
+        if head not in SEARCHABLE or key == "training.select_by":
+            raise ConfigError(
+                f"{self.source}: {section}.{key} cannot be searched over; only keys of model, "
+                "features, encoders, corruptions and training (but select_by) can"
+            )
+
+    def _check_search(self) -> None:
+        for key in self.shape.search:
+            self._check_searchable("search", key)
+            if key in self.shape.grid:
+                raise ConfigError(
+                    f"{self.source}: {key} is under search and under grid; remove one of them"
+                )
+            head, _, modality = key.partition(".")
+            if head in OPTIONAL and modality.partition(".")[0] not in MODALITIES:
+                raise UnknownNameError("modality", modality.partition(".")[0], MODALITIES)
+            if self._has(key):
+                for value in self.shape.search[key].edges():
+                    self._at({key: value})
+
+    @property
+    def space(self) -> dict[str, Dimension]:
+        """What can be searched over: `search` and `grid`, without what the recipe does not have.
+
+        A recipe that gives no visual feature set has no `features.visual` to search over: the
+        conditions of an ablation share one section, and each takes its part of it.
+        """
+        grid = {key: Dimension(choices=tuple(values)) for key, values in self.shape.grid.items()}
+        space = {**self.shape.search, **grid}
+        return {key: dimension for key, dimension in space.items() if self._has(key)}
+
+    def _has(self, key: str) -> bool:
+        head, _, rest = key.partition(".")
+        return head not in OPTIONAL or rest.partition(".")[0] in getattr(self.shape, head)
+
+    def at(self, point: Mapping[str, Any], seed: int) -> RunRecipe:
+        """One point of the search space, and one seed.
+
+        Raises:
+            ConfigError: these settings do not go together.
+        """
+        return RunRecipe(*self._at(point), seed, point)
 
     def expand(self) -> list[RunRecipe]:
         """One recipe per trial and seed, seeds innermost."""
@@ -603,11 +649,15 @@ def _problems(error: ValidationError, root: type[BaseModel], prefix: tuple[str, 
 def _fields(root: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Names of the settings at a place in a recipe."""
     current: type[BaseModel] | None = root
+    is_key = False
     for part in location:
+        if is_key:  # of a mapping such as `encoders`, whose values have the settings
+            is_key = False
+            continue
         if current is None or part not in current.model_fields:
             return []
         annotation: Any = current.model_fields[part].annotation
         inner = [annotation, *get_args(annotation)]
         models = (o for o in inner if isinstance(o, type) and issubclass(o, BaseModel))
-        current = next(models, None)
+        current, is_key = next(models, None), get_origin(annotation) is dict
     return sorted(current.model_fields) if current else []

@@ -17,6 +17,7 @@ FLOORS = {
     "report": 4,
     "engine": 4,
     "recipe": 3,
+    "search_space": 2,
     "models": 2,
     "encoders": 2,
     "data": 2,

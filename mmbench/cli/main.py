@@ -16,7 +16,9 @@ import click
 from mmbench import console
 from mmbench.errors import MMBenchError
 
-SHARED = {"__init__", "extracting", "fetching", "main", "options", "reporting", "training"}
+SHARED = {
+    "__init__", "extracting", "fetching", "main", "options", "reporting", "training", "tuning",
+}  # fmt: skip
 INTERRUPTED = 130
 
 

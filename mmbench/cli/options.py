@@ -158,3 +158,42 @@ def training_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def tuning_options(command: Command) -> Command:
+    """The options of every command that can search settings; `cli/tuning.py` reads them."""
+    for option in reversed(
+        (
+            click.option(
+                "--tune",
+                metavar="HOW",
+                help="Search settings on validation first: random, grid, optuna or optuna:NAME "
+                "(tpe, cmaes, gp, qmc).",
+            ),
+            click.option(
+                "--trials",
+                type=int,
+                metavar="N",
+                help="Trials of every system; for a grid all points unless given.",
+            ),
+            click.option(
+                "--processes",
+                type=click.IntRange(min=1),
+                metavar="P",
+                help="Runs of a search at the same time; moves no number.  [default: 1]",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(min=1),
+                metavar="T",
+                help="Threads of each run of a search.  [default: 1]",
+            ),
+            click.option(
+                "--ray",
+                metavar="ADDRESS",
+                help="Search on a Ray cluster: auto, local or HOST:PORT.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command

@@ -15,6 +15,7 @@ from mmbench.cli import options
 @click.option(
     "--list", "list_models", is_flag=True, help="List models and shipped recipes, and stop."
 )
+@options.tuning_options
 @options.training_options
 def train(
     recipes: tuple[str, ...],
@@ -22,6 +23,11 @@ def train(
     seeds: tuple[int, ...],
     settings: tuple[str, ...],
     list_models: bool,
+    tune: str | None,
+    trials: int | None,
+    processes: int | None,
+    threads: int | None,
+    ray: str | None,
     data_dir: Path,
     runs_dir: Path,
     device: str,
@@ -37,11 +43,15 @@ def train(
     one goes on where it stopped. Under torchrun several GPUs (or, with --device cpu, processes)
     share each run; the batch size is that of all together.
 
+    With --tune the settings under search: (and grid:) of each recipe are searched with the first
+    seed, an equal number of trials for each; the best on validation is trained with all seeds.
+
     \b
     Examples:
       mmbench train vbpr --dataset demo --seeds 0,1,2
       mmbench train my-recipe.yaml --set model.embedding_size=32
       mmbench train amazon-baby/bpr-mf amazon-baby/lightgcn
+      mmbench train my-recipe.yaml --tune random --trials 20 --processes 4
       torchrun --standalone --nproc-per-node 4 -m mmbench train my-recipe.yaml
     """
     # Imported here because torch takes seconds to load and --help must not wait.
@@ -52,6 +62,7 @@ def train(
         warn_of_no_features,
         workplace,
     )
+    from mmbench.cli.tuning import asked_tuning, tune_and_print
     from mmbench.models.base import MODELS
     from mmbench.recipe import load_recipe, shipped_recipes
     from mmbench.report.listing import models_table
@@ -68,10 +79,14 @@ def train(
     loaded = [
         load_recipe(name, dataset=dataset, seeds=seeds, settings=settings) for name in recipes
     ]
+    tuning = asked_tuning(tune, trials, processes, threads, ray)
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     for recipe in loaded:
         warn_of_no_features(recipe)
         ensure_demo(recipe.shape.dataset, data_dir, recipe.shape.protocol.split)
+    if tuning is not None:
+        tune_and_print(loaded, tuning, place, output)
+        return
     with display() as events:
         trained = train_recipes(loaded, place, events)
     print_trained(trained, output)

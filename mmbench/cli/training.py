@@ -129,16 +129,17 @@ def warn_of_no_features(recipe: Recipe) -> None:
         )
 
 
-def print_trained(trained: Sequence[Trained], output: str) -> None:
+def print_trained(trained: Sequence[Trained], output: str, before: Sequence[str] = ()) -> None:
     """Print every grid's trials, then one leaderboard per dataset of the chosen systems.
 
-    As JSON this is always one document: a list where there is more than one of these.
+    As JSON this is always one document: a list where there is more than one of these and of the
+    texts that come before.
     """
     from mmbench.report.comparison import compare
     from mmbench.report.leaderboard import leaderboard, render
     from mmbench.report.listing import TrialRow, trials_table, trials_text
 
-    texts: list[str] = []
+    texts = list(before)
     for result in trained:
         if len(result.trials) > 1:
             chosen, metrics = result.chosen, result.recipe.shape.evaluation.parsed

@@ -77,14 +77,14 @@ def train_recipes(
     for _, expanded in plans:
         for plan in expanded:
             check_modalities(plan)
-            if (key := _data_key(plan)) not in cache:
+            if (key := data_key(plan)) not in cache:
                 cache[key] = load_inputs(plan, place.data_dir)
     events.planned([plan for _, expanded in plans for plan in expanded])
     results = []
     for recipe, expanded in plans:
         by_trial: dict[str, list[Run]] = {}
         for plan in expanded:
-            inputs = cache[_data_key(plan)]
+            inputs = cache[data_key(plan)]
             path, _ = run_path(plan, inputs, place.runs_dir)
             began = (path / "manifest.json").exists()
             was_finished = began and read_manifest(path).get("status") == "complete"
@@ -105,7 +105,7 @@ def train_recipes(
             Trained(
                 recipe,
                 [
-                    Trial(label, runs, select_by, _validation(runs, select_by))
+                    Trial(label, runs, select_by, validation_value(runs, select_by))
                     for label, runs in by_trial.items()
                 ],
             )
@@ -113,14 +113,15 @@ def train_recipes(
     return results
 
 
-def _validation(runs: Sequence[Run], select_by: str) -> float:
+def validation_value(runs: Sequence[Run], select_by: str) -> float:
+    """Mean over runs of a metric's mean over the validation users."""
     from mmbench.metrics.base import parse_metric
 
     metric = parse_metric(select_by)
     return float(np.mean([np.nanmean(run.values(metric, "valid")) for run in runs]))
 
 
-def _data_key(plan: RunRecipe) -> str:
+def data_key(plan: RunRecipe) -> str:
     """What `load_inputs` reads and makes of it; models for which it is the same share it."""
     model = MODELS.get(plan.model).obj
     made = [
