@@ -161,6 +161,8 @@ def ablate(
     ):
         if given and not there:
             raise click.UsageError(f"{option} belongs to {owner}")
+    if cutoffs and max(cutoffs) > (depth or 1000):
+        raise click.UsageError(f"--cutoff {max(cutoffs)} needs --depth {max(cutoffs)} or more")
     from mmbench.cli.training import display, ensure_demo, workplace
     from mmbench.recipe import load_recipe
     from mmbench.report.html.exporting import check_targets

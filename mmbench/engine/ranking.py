@@ -127,6 +127,49 @@ class Ranker:
         listed = joined_rows(self.ranks, listed, n_users)
         return listed, joined_rows(self.ranks, hits.byte(), n_users).bool()
 
+    @torch.no_grad()
+    def reranked(self, model: Recommender, candidates: IntArray) -> IntArray:
+        """Candidates of each user, best first, by the model's scores of them alone.
+
+        Ties stand in the seeded order of items. Factor models score the candidates only; others
+        score all items, for they know no other way, and theirs of the rest are not looked at.
+
+        Args:
+            candidates: items of each ranked user [U, N]; -1 where there are fewer, which stays
+                last.
+
+        Raises:
+            TrainingError: a score is NaN or infinite.
+        """
+        assert self.ranks.size == 1
+        was_training = model.training
+        model.eval()
+        catalogue = self._catalogue(model)
+        if model.factors:
+            users, items = (vectors.float() for vectors in self._vectors(model, catalogue))
+        place = torch.empty_like(self.order)
+        place[self.order] = torch.arange(self.n_items, device=self.device)
+        width = candidates.shape[1] * (items.shape[1] if model.factors else 1)
+        block = max(1, min(self.block, BLOCK_BYTES[self.device.type] // (4 * max(1, width))))
+        best = np.empty_like(candidates)
+        for start in range(0, len(candidates), block):
+            rows = slice(start, min(start + block, len(candidates)))
+            listed = torch.from_numpy(candidates[rows]).to(self.device)
+            known = listed.clamp(min=0)
+            by_place = torch.where(listed >= 0, place[known], self.n_items).argsort(dim=1)
+            listed, known = listed.gather(1, by_place), known.gather(1, by_place)
+            if model.factors:
+                scores = (users[rows, None] * items[known]).sum(dim=2)
+            else:
+                scores = self._scores(model, catalogue, rows).float().gather(1, known)
+            if not bool(torch.isfinite(scores).all()):
+                raise TrainingError("a score is NaN or infinite; train the run again")
+            scores = scores.masked_fill(listed < 0, -torch.inf)
+            order = scores.sort(dim=1, descending=True, stable=True).indices
+            best[rows] = listed.gather(1, order).cpu().numpy()
+        model.train(was_training)
+        return best
+
     def _top(self, model: Recommender, depth: int) -> tuple[Tensor, Tensor, Tensor]:
         """As `top`, of this process's users; and whether all numbers are finite, a scalar."""
         n_users = len(self.users)

@@ -9,6 +9,7 @@ from functools import partial
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from mmbench.errors import ConfigError
 from mmbench.metrics.base import Metric, parse_metric
 from mmbench.report.breakdown import By
 from mmbench.report.comparison import Comparison
@@ -156,7 +157,17 @@ def shallowest(runs: Sequence[Run]) -> int:
 
 
 def stage_grid(depth: int, cutoffs: Sequence[int] = ()) -> tuple[int, ...]:
-    """The cut-offs at which stages are tested: the usual ones, those asked for, and the depth."""
+    """The cut-offs at which stages are tested: the usual ones, those asked for, and the depth.
+
+    Raises:
+        ConfigError: one that is asked for is deeper than the lists.
+    """
+    if cutoffs and max(cutoffs) > depth:
+        raise ConfigError(
+            f"lists are {depth:,} items deep, so there is no cut-off {max(cutoffs):,}; choose a "
+            f"smaller one, or train with evaluation.depth={max(cutoffs)} where there are as many "
+            "items"
+        )
     usual = {k for k in STAGE_CUTOFFS if k <= depth}
     return tuple(sorted(usual | set(cutoffs) | {min(depth, STAGE_DEPTH)}))
 
