@@ -108,6 +108,7 @@ def _condition(name: str, text: str) -> Callable[[Command], Command]:
     help="Write figures (SVG, PNG) and tables (LaTeX, CSV) into a folder.",
 )
 @click.option("--force", is_flag=True, help="Replace an earlier --out folder.")
+@options.tuning_options
 @options.training_options
 def ablate(
     recipes: tuple[str, ...],
@@ -126,6 +127,11 @@ def ablate(
     sparsity: bool,
     folder: Path | None,
     force: bool,
+    tune: str | None,
+    trials: int | None,
+    processes: int | None,
+    threads: int | None,
+    ray: str | None,
     dataset: str | None,
     seeds: tuple[int, ...],
     settings: tuple[str, ...],
@@ -142,7 +148,8 @@ def ablate(
     and pictures matter, the acoustic features are noise. Modalities are visual, textual,
     acoustic and joint. Without a condition each modality is dropped in turn. A modality is
     dropped by training the model without that branch, with equal settings and seeds. Every table
-    is one family of tests.
+    is one family of tests. With --tune the settings under search: are searched on validation for
+    every condition, with equal budgets.
 
     \b
     Examples:
@@ -152,6 +159,7 @@ def ablate(
       mmbench ablate demo/mgcn --drop each --integration fusion,ensemble
       mmbench ablate --sizes 16,32,64
       mmbench ablate --drop each --stages --sparsity --out report
+      mmbench ablate my-recipe.yaml --drop each --tune optuna --trials 20 --processes 4
     """
     for given, option, owner, there in (
         (shares, "--shares", "--ladder", ladders),
@@ -164,13 +172,15 @@ def ablate(
     if cutoffs and max(cutoffs) > (depth or 1000):
         raise click.UsageError(f"--cutoff {max(cutoffs)} needs --depth {max(cutoffs)} or more")
     from mmbench.cli.training import display, ensure_demo, workplace
+    from mmbench.cli.tuning import asked_tuning, check_free, tell_searches, tuned
     from mmbench.recipe import load_recipe
     from mmbench.report.html.exporting import check_targets
-    from mmbench.studies.ablation import Asked, design
+    from mmbench.studies.ablation import FORM, SIZE, Asked, design
     from mmbench.studies.findings import STAGE_DEPTH, findings
     from mmbench.studies.questions import questions
     from mmbench.studies.training import train_recipes
 
+    tuning = asked_tuning(tune, trials, processes, threads, ray)
     check_targets(None, folder, force=force)
     loaded = [
         load_recipe(name, dataset=dataset, seeds=seeds, settings=settings)
@@ -184,6 +194,10 @@ def ablate(
     asked += [rung for ladder in ladders for rung in _rungs(ladder, shares)]
     if not asked and not forms and not sizes:
         asked = [Asked("drop", "each")]
+    if tuning is not None:
+        fixed = {"--sizes": f"model.{SIZE}"} if sizes else {}
+        fixed |= {"--integration": f"model.{FORM}"} if forms else {}
+        check_free(loaded, settings, fixed)
     plan = design(
         loaded,
         asked,
@@ -196,8 +210,11 @@ def ablate(
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     for name, split in {(r.shape.dataset, r.shape.protocol.split): None for r in loaded}:
         ensure_demo(name, data_dir, split)
-    with display() as events:
-        trained = train_recipes(plan.recipes, place, events)
+    if tuning is not None:
+        trained = tell_searches(tuned(plan.recipes, tuning, place), output)
+    else:
+        with display() as events:
+            trained = train_recipes(plan.recipes, place, events)
     found = findings(questions(plan, trained), stages=stages, sparsity=sparsity, cutoffs=cutoffs)
     if folder is not None:
         write(found, folder)

@@ -62,7 +62,7 @@ def train(
         warn_of_no_features,
         workplace,
     )
-    from mmbench.cli.tuning import asked_tuning, tune_and_print
+    from mmbench.cli.tuning import asked_tuning, check_free, tune_and_print
     from mmbench.models.base import MODELS
     from mmbench.recipe import load_recipe, shipped_recipes
     from mmbench.report.listing import models_table
@@ -85,6 +85,7 @@ def train(
         warn_of_no_features(recipe)
         ensure_demo(recipe.shape.dataset, data_dir, recipe.shape.protocol.split)
     if tuning is not None:
+        check_free(loaded, settings, {})
         tune_and_print(loaded, tuning, place, output)
         return
     with display() as events:

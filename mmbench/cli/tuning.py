@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,30 @@ def asked_tuning(
     if ray is not None and processes is not None:
         raise click.UsageError("--processes and --ray exclude one another")
     return Tuning(tune, trials, processes or 1, threads or 1, ray)
+
+
+def check_free(
+    recipes: Sequence[Recipe], settings: Sequence[str], fixed: Mapping[str, str]
+) -> None:
+    """Refuse a key that is searched and fixed by another option.
+
+    Args:
+        settings: as `--set` was given them.
+        fixed: the key that another option fixes, by option.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    from mmbench.errors import ConfigError
+
+    keys = [(f"--set {key}", key) for key in (text.partition("=")[0].strip() for text in settings)]
+    for option, key in [*keys, *fixed.items()]:
+        for recipe in recipes:
+            if key in recipe.space:
+                raise ConfigError(
+                    f"{option} fixes {key}, which {recipe.source} searches over; leave the option "
+                    "out, or take the key out of search:"
+                )
 
 
 def tuned(recipes: Sequence[Recipe], tuning: Tuning, place: Workplace) -> list[Tuned]:
