@@ -9,22 +9,24 @@ from typing import Any
 import click
 
 from mmbench.cli import options
+from mmbench.cli.finetuning import check_usage, finetuning_options
 
 
 class BatchSize(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
-    """A number of items, or "auto"."""
+    """Numbers of items joined by commas, or "auto"."""
 
     name = "batch size"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """Read "auto" as None."""
+    ) -> tuple[int, ...] | None:
+        """Read "auto" as None, "32,64" as two numbers."""
         if value is None or value == "auto":
             return None
-        if not str(value).isdecimal() or not 1 <= int(value) <= 2**20:
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and 1 <= int(part) <= 2**20 for part in parts):
             self.fail(f"{value!r} is neither auto nor a number of items from 1", param, ctx)
-        return int(value)
+        return tuple(int(part) for part in parts)
 
 
 @click.command("extract")
@@ -70,7 +72,8 @@ class BatchSize(click.ParamType):  # type: ignore[type-arg]  # generic in the ne
     metavar="auto|N",
     default="auto",
     show_default=True,
-    help="Items at a time; halved where memory does not suffice.",
+    help="Items at a time, halved where memory does not suffice. With --finetune: items that are "
+    "told from each other in a step; several, as in 32,64, make a grid.",
 )
 @options.device_option
 @click.option(
@@ -116,6 +119,7 @@ class BatchSize(click.ParamType):  # type: ignore[type-arg]  # generic in the ne
 @click.option(
     "--item", "items", multiple=True, metavar="TEXT", help="Id or title, for --nearest; repeatable."
 )
+@finetuning_options
 @click.option("--list", "list_encoders", is_flag=True, help="List the encoders, and stop.")
 @click.option("--force", is_flag=True, help="Make again what is there already.")
 @options.data_dir_option
@@ -139,6 +143,7 @@ def extract(
       mmbench extract mydata
       mmbench extract mydata --encoder minilm-l6 --encoder clip-vit-b16
       mmbench extract mydata --encoder timm:convnext_tiny.fb_in1k --download
+      mmbench extract mydata --encoder clip-vit-b16 --finetune --batch-size 256
       mmbench extract mydata --from visual__clip-vit-b16 --whiten zca
       mmbench extract mydata --from-file x.npy --modality visual --ids items.txt
       mmbench extract mydata --nearest textual__minilm-l6 --item "Toy Story"
@@ -155,6 +160,7 @@ def extract(
         )
     items, key = given.pop("items"), given.pop("nearest")
     _check_usage(given)
+    check_usage(given)
     if key is not None or items:
         if key is None or not items:
             raise click.UsageError("--nearest KEY and --item TEXT go together")

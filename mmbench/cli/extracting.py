@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,10 @@ import click
 from rich.progress import Progress, TaskID
 
 from mmbench import console
+from mmbench.cli import finetuning
+from mmbench.data.aligned import alignments
 from mmbench.data.fetch.web import size_text
+from mmbench.data.prepared import load_dataset
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import Options
 from mmbench.engine.contents import TextTemplate, preset
@@ -29,6 +32,7 @@ from mmbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from mmbench.encoders.hub import Remote
+    from mmbench.engine.tuning import Tuned
 
 
 LINE = 80
@@ -107,8 +111,26 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def make_sets(dataset: str, data_dir: Path, given: Mapping[str, Any]) -> list[Extraction]:
+@dataclass(frozen=True)
+class Done:
+    """What `mmbench extract` did: feature sets, how they agree, and fine-tunings before them."""
+
+    sets: list[Extraction]
+    alignments: list[dict[str, Any]] = field(default_factory=list)
+    tuned: list[Tuned] = field(default_factory=list)
+
+
+def make_sets(dataset: str, data_dir: Path, given: Mapping[str, Any]) -> Done:
     """Do what the options of `mmbench extract` say."""
+    if given["encoders"]:
+        tuned, sets = _encode(dataset, data_dir, given)
+        keys = [one.features.key for one in sets]
+        found = alignments(load_dataset(dataset, data_dir), keys) if is_first_process() else []
+        return Done(sets, [one for one in found if one["one_encoder"]], tuned)
+    return Done(_make_others(dataset, data_dir, given))
+
+
+def _make_others(dataset: str, data_dir: Path, given: Mapping[str, Any]) -> list[Extraction]:
     force = given["force"]
     if given["file"] is not None:
         imported = import_features(
@@ -124,19 +146,20 @@ def make_sets(dataset: str, data_dir: Path, given: Mapping[str, Any]) -> list[Ex
     if given["source"] is not None:
         steps = Steps(given["whiten"], given["project"], given["dim"], given["l2"])
         return [post_process(dataset, given["source"], steps, data_dir, given["name"], force=force)]
-    if given["encoders"]:
-        return _encode(dataset, data_dir, given)
     return extract_builtin_once(dataset, data_dir, force=force)
 
 
-def _encode(dataset: str, data_dir: Path, given: Mapping[str, Any]) -> list[Extraction]:
+def _encode(
+    dataset: str, data_dir: Path, given: Mapping[str, Any]
+) -> tuple[list[Tuned], list[Extraction]]:
     done: list[Extraction] = []
+    tuned: list[Tuned] = []
     with watching() as watch:
         how = How(
             options=_options(given),
             texts=_template(given),
             name=given["name"],
-            batch_size=given["batch_size"],
+            batch_size=given["batch_size"][0] if given["batch_size"] else None,
             device=given["device"],
             precision=given["precision"],
             workers=given["workers"],
@@ -150,8 +173,14 @@ def _encode(dataset: str, data_dir: Path, given: Mapping[str, Any]) -> list[Extr
             )
             hub = getattr(entry.obj, "hub", None)
             consent = Consent(given["download"], "" if hub is None else hub.licence)
-            done += extract_sets(dataset, encoder, data_dir, replace(how, agree=consent))
-    return done
+            how = replace(how, agree=consent)
+            if given["finetune"]:
+                one, sets = finetuning.fine_tune(dataset, encoder, data_dir, how, given)
+                tuned.append(one)
+                done += sets
+            else:
+                done += extract_sets(dataset, encoder, data_dir, how)
+    return tuned, done
 
 
 def _options(given: Mapping[str, Any]) -> Options:
@@ -212,12 +241,17 @@ def _about(name: str) -> dict[str, Any]:
     }
 
 
-def print_done(done: Sequence[Extraction], output: str) -> None:
-    """One line per feature set."""
+def print_done(done: Done, output: str) -> None:
+    """A line per feature set, and what fine-tunings and the sets' agreement come to."""
     if output == "json":
-        console.text(json.dumps([_row(result) for result in done], indent=2))
+        told = [finetuning.row(tuned) for tuned in done.tuned]
+        rows = [_row(result) for result in done.sets]
+        for row in rows:
+            row["alignment"] = [a for a in done.alignments if row["features"] == a["first"]]
+        console.text(json.dumps([*told, *rows], indent=2))
         return
-    for result in done:
+    finetuning.print_tuned(done.tuned)
+    for result in done.sets:
         row = _row(result)
         state = "stored" if row["is_new"] else "up to date"
         line = (
@@ -229,6 +263,20 @@ def print_done(done: Sequence[Extraction], output: str) -> None:
         console.text(line)
         for remark in _remarks(result):
             console.note(f"  {remark}")
+    for one in done.alignments:
+        console.text(_alignment_line(one))
+
+
+def _alignment_line(one: Mapping[str, Any]) -> str:
+    recall = ", ".join(
+        f"@{k} {one['recall_first'][k]:.3f} and {one['recall_second'][k]:.3f} back"
+        for k in one["recall_first"]
+    )
+    return (
+        f"{one['first']} to {one['second']}: recall {recall} (of {one['n_items']:,} items); cosine "
+        f"{one['paired']:.3f} of pairs, {one['unpaired']:.3f} of others; gap {one['gap']:.3f}; "
+        f"uniformity {one['uniformity_first']:.2f}, {one['uniformity_second']:.2f}"
+    )
 
 
 def _row(result: Extraction) -> dict[str, Any]:
@@ -270,7 +318,6 @@ def print_nearest(
     """Print the five items nearest to each of some items."""
     from dataclasses import asdict
 
-    from mmbench.data.prepared import load_dataset
     from mmbench.engine.nearest import nearest
 
     found = nearest(load_dataset(dataset, data_dir), key, texts, k=5)

@@ -299,13 +299,15 @@ def _print_card(name: str, as_json: bool) -> None:
 
 
 def _print_results(results: Sequence[PrepareResult], describe: bool, as_json: bool) -> None:
+    from mmbench.data.aligned import alignments
     from mmbench.data.statistics import describe as describe_dataset
-    from mmbench.report.datasets import description_tables, summary_line
+    from mmbench.report.datasets import alignment_table, description_tables, summary_line
 
     if as_json:
         told = [
             {
                 **describe_dataset(result.dataset),
+                **({"alignment": alignments(result.dataset)} if describe else {}),
                 "status": result.status,
                 "warnings": list(result.warnings),
             }
@@ -318,5 +320,7 @@ def _print_results(results: Sequence[PrepareResult], describe: bool, as_json: bo
         if describe:
             for table in description_tables(facts):
                 console.result(table)
+            if found := alignments(result.dataset):
+                console.result(alignment_table(found))
         else:
             console.text(summary_line(facts, result.status))

@@ -97,6 +97,24 @@ def description_tables(facts: Mapping[str, Any]) -> Iterator[Table]:
     yield _features(facts)
 
 
+def alignment_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    """How well feature sets of equal width agree, of `mmbench.data.aligned.alignments`."""
+    ks = list(found[0]["recall_first"])
+    heads = [*(f"R@{k}" for k in ks), "uniform", "paired", "others", "gap"]
+    table = _table("Alignment", "features", *heads, numbers=True)
+    table.caption = (
+        "R@K: an item's other vector is among the K nearest, from each side; cosine of\n"
+        "pairs and of others; gap: distance of the means. Sets of two encoders share no\n"
+        "space, unless they were trained to."
+    )
+    for one in found:
+        sides = [f"{one['recall_first'][k]:.3f}\n{one['recall_second'][k]:.3f}" for k in ks]
+        even = f"{one['uniformity_first']:.2f}\n{one['uniformity_second']:.2f}"
+        both = [f"{one[key]:.3f}" for key in ("paired", "unpaired", "gap")]
+        table.add_row(f"{one['first']}\n{one['second']}", *sides, even, *both)
+    return table
+
+
 def _table(title: str, *heads: str, numbers: bool = False) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left", width=None)
     for position, head in enumerate(heads):
