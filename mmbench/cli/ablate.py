@@ -216,7 +216,7 @@ def ablate(
         with display() as events:
             trained = train_recipes(plan.recipes, place, events)
     found = findings(questions(plan, trained), stages=stages, sparsity=sparsity, cutoffs=cutoffs)
-    if folder is not None:
+    if folder is not None and place.compute.ranks.is_first:
         write(found, folder)
     show(found, output)
 

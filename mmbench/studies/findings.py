@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,13 +64,16 @@ def findings(
         ConfigError: the runs are not comparable, or a cut-off is deeper than their lists.
         DataError: a run folder is damaged.
     """
-    found = []
-    for number, question in enumerate(asked):
-        dataset = question.members[0].variant.recipe.shape.dataset
-        several = len({q.members[0].variant.recipe.shape.dataset for q in asked}) > 1
-        same = [q.name for q in asked[:number]].count(question.name)
-        name = question.name + (f"-{slug(dataset)}" if several else "")
-        name += f"-{same + 1}" if same and not several else ""
+    found: list[Finding] = []
+    taken: Counter[str] = Counter()
+    datasets = {q.members[0].variant.recipe.shape.dataset for q in asked}
+    for question in asked:
+        name: str = question.name
+        if len(datasets) > 1:
+            name += f"-{slug(question.members[0].variant.recipe.shape.dataset)}"
+        taken[name] += 1
+        if taken[name] > 1:  # the same question under another split or protocol
+            name += f"-{taken[name]}"
         found.append(_ladder(question, name) if question.name == "ladder" else _of(question, name))
         if question.name == "ladder":
             continue
