@@ -170,3 +170,38 @@ def test_two_step_selection_equals_one_step(k: int) -> None:
     expected = torch.topk(scores, k, dim=1)
     assert torch.equal(values, expected.values)
     assert torch.equal(places, expected.indices)
+
+
+@pytest.mark.parametrize("block_bytes", [None, 2000])
+def test_candidates_are_put_in_order_by_their_scores_with_ties_in_the_seeded_order(
+    block_bytes: int | None,
+) -> None:
+    rng = np.random.default_rng(3)
+    n_users, n_items, n = 30, 50, 9
+    target = random_target(rng, n_users, n_items)
+    # Small whole numbers: many ties, and products without rounding.
+    users = torch.from_numpy(rng.integers(-2, 3, (n_users, 2))).float()
+    items = torch.from_numpy(rng.integers(-2, 3, (n_items, 2))).float()
+    table = users @ items.T
+    candidates = np.stack([rng.permutation(n_items)[:n] for _ in target.users])
+    candidates[3, 5:] = -1
+    candidates[4] = -1
+    options = {} if block_bytes is None else {"block_bytes": block_bytes}
+    made = ranker(target, n_users, n_items, seed=8, **options)
+    place = np.argsort(np.random.default_rng(8).permutation(n_items))
+    for model in (Factors(users, items), Fixed(table)):
+        found = made.reranked(model, candidates)
+        for row, user in enumerate(target.users):
+            given = [i for i in candidates[row].tolist() if i >= 0]
+            best = sorted(given, key=lambda i: (-float(table[user, i]), place[i]))
+            assert found[row].tolist() == best + [-1] * (n - len(best))
+
+
+def test_a_candidate_without_a_finite_score_is_refused() -> None:
+    target = random_target(np.random.default_rng(0), 10, 20)
+    table = torch.zeros(10, 20)
+    table[:, 7] = torch.nan
+    candidates = np.tile(np.arange(10), (len(target.users), 1))
+    with pytest.raises(TrainingError, match="NaN or infinite"):
+        ranker(target, 10, 20).reranked(Fixed(table), candidates)
+    ranker(target, 10, 20).reranked(Fixed(table), candidates[:, :5])
