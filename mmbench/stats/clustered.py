@@ -7,7 +7,8 @@ of user u and item i, its share of the mean taken off,
 
     V = sum_u (sum_i e_ui)^2 + sum_i (sum_u e_ui)^2 - sum_ui e_ui^2
 
-and V is taken to be no smaller than either of the first two sums. The interval is Student's with
+each sum over n clusters times n / (n - 1); V is taken to be no smaller than either of the first
+two. The interval is Student's with
 the smaller number of clusters less one degree of freedom.
 """
 
@@ -51,8 +52,9 @@ def two_way_interval(
         for found, n in zip((by_user, by_item), n_clusters, strict=True)
     ]
     pairs = by_user.reshape(-1).astype(np.int64) * n_clusters[1] + by_item.reshape(-1)
-    _, by_pair = np.unique(pairs, return_inverse=True)
+    distinct, by_pair = np.unique(pairs, return_inverse=True)
     both = float((np.bincount(by_pair.reshape(-1), weights=error) ** 2).sum())
+    both *= len(distinct) / (len(distinct) - 1)
     variance = max(*sums, sum(sums) - both)
     half = t_quantile(fewest - 1) * float(np.sqrt(variance))
     return mean - half, mean + half
