@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,14 @@ TIMM: dict[str, tuple[str, int, dict[str, Any]]] = {
     ),
     "resnet50": ("resnet50", 32, {"layers": [1, 1, 1, 2], "channels": [4, 4, 8, 8]}),
 }
+
+PATCHES = "visualbert-patches"
+
+
+def kind_of(name: str, options: Mapping[str, Any]) -> str:
+    """What `save` takes for an encoder and its options: VisualBERT's weights are two kinds."""
+    is_patches = str(options.get("variant")).startswith("patch-")
+    return PATCHES if name == "visualbert" and is_patches else name
 
 
 def wordpiece(specials: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")) -> Any:
@@ -59,8 +68,14 @@ def save(name: str, folder: Path, *, n_layers: int = 4) -> Path:
     torch.manual_seed(7)
     if name in TIMM:
         return _save_timm(folder, *TIMM[name])
-    if name == "visualbert":
-        return _save_visualbert(folder, {**_SHAPE, "num_hidden_layers": n_layers + 1})
+    if name.startswith("visualbert"):
+        _save_visualbert(folder / "visualbert", {**_SHAPE, "num_hidden_layers": n_layers + 1})
+        if name == PATCHES:
+            save("clip-vit-b32", folder / "detector", n_layers=n_layers)
+        else:  # the grid of a small ResNet-50, whose last map has 2048 channels as it must
+            channels = {"layers": [1, 1, 1, 1], "base_width": 4}
+            _save_timm(folder / "detector", "resnet50", 32, channels)
+        return folder
     if name == "vlmo-base-plus":
         return _save_vlmo(folder)
     shape = {**_SHAPE, "num_hidden_layers": n_layers}
@@ -88,19 +103,15 @@ def _save_timm(folder: Path, architecture: str, size: int, arguments: dict[str, 
     return folder
 
 
-def _save_visualbert(folder: Path, shape: dict[str, Any]) -> Path:
-    """For the grid of a small ResNet-50, whose last map has 2048 channels as it must."""
+def _save_visualbert(folder: Path, shape: dict[str, Any]) -> None:
     import transformers
 
     words = transformers.BertTokenizer(vocab=wordpiece())
     config = transformers.VisualBertConfig(
         **shape, vocab_size=len(words), visual_embedding_dim=2048, max_position_embeddings=40
     )
-    stirred(transformers.VisualBertModel(config)).save_pretrained(folder / "visualbert")
-    words.save_pretrained(folder / "visualbert")
-    channels = {"layers": [1, 1, 1, 1], "base_width": 4}
-    _save_timm(folder / "detector", "resnet50", 32, channels)
-    return folder
+    stirred(transformers.VisualBertModel(config)).save_pretrained(folder)
+    words.save_pretrained(folder)
 
 
 def _save_vlmo(folder: Path) -> Path:

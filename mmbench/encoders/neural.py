@@ -113,6 +113,8 @@ class NeuralEncoder(Encoder):
     """Whether it can learn inside a recommender."""
     constants: ClassVar[frozenset[str]] = frozenset()
     """Parameters of the module that are no weights, and never learn."""
+    new: frozenset[str] = frozenset()
+    """Parameters of the module that no published weights hold: drawn at random, they must learn."""
     citation: ClassVar[str] = ""
     module: nn.Module
 
@@ -139,6 +141,11 @@ class NeuralEncoder(Encoder):
             DataError: they are not here and may not or cannot be fetched (the message names the
                 model and how to place it by hand), incomplete, unsafe, or of another architecture.
         """
+
+    def draw(self, seed: int) -> None:
+        """Draw what is `new` anew; the same seed gives the same."""
+        if self.new:
+            raise TypeError(f"{type(self).__name__} does not say how its new weights are drawn")
 
     @property
     @abstractmethod

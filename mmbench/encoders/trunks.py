@@ -43,12 +43,19 @@ class Tower:
         top: blocks that learn unless another number is asked for.
         is_fed: whether what enters it comes of an earlier tower, so that it has no trunk of its
             own while that one learns.
+        is_new: whether no published weights are behind it, so that all of it learns, whatever
+            number of blocks is asked for.
     """
 
     blocks: str
     behind: tuple[str, ...] = ()
     top: int = 2
     is_fed: bool = False
+    is_new: bool = False
+
+    def n_top(self, stack: Sequence[str], asked: int | None) -> int:
+        """How many of its blocks learn where `asked` are to; more than there are if so asked."""
+        return len(stack) if self.is_new else asked or min(self.top, len(stack))
 
 
 _PLAIN = r"(encoder\.)?layers?\.\d+"
@@ -128,6 +135,10 @@ LAYOUTS: dict[str, dict[str, tuple[Tower, ...]]] = {
 
 VISUALBERT = Tower(r"visualbert\.encoder\.layer\.\d+", ("visualbert.pooler",), top=4, is_fed=True)
 VISUALBERT_GRID = Tower(rf"detector\.{_RESNET}", top=3)
+VISUALBERT_PATCHES = Tower(rf"detector\.{_CLIP_VISION}", ("detector.vision_model.post_layernorm",))
+VISUALBERT_PROJECTION = Tower(
+    r"visualbert\.embeddings\.visual_projection", is_fed=True, is_new=True
+)
 
 
 def towers_of(module: nn.Module, modality: str) -> tuple[Tower, ...]:
@@ -138,14 +149,23 @@ def towers_of(module: nn.Module, modality: str) -> tuple[Tower, ...]:
     """
     name = type(module).__name__
     if isinstance(module, nn.ModuleDict) and "visualbert" in module:
-        grid = (VISUALBERT_GRID,) if hasattr(module["detector"], "layer4") else ()
-        return (*grid, VISUALBERT)
+        return _towers_of_visualbert(module["detector"])
     known = LAYOUTS.get(name)
     if known is None:
         return (_guessed(module),)
     if modality not in known:
         raise ConfigError(f"{name} reads no {modality} content")
     return known[modality]
+
+
+def _towers_of_visualbert(detector: nn.Module) -> tuple[Tower, ...]:
+    if hasattr(detector, "layer4"):
+        return (VISUALBERT_GRID, VISUALBERT)
+    if type(detector).__name__ != "CLIPModel":
+        return (VISUALBERT,)
+    has_blocks = any(re.fullmatch(_CLIP_VISION, name) for name, _ in detector.named_modules())
+    below = (VISUALBERT_PATCHES,) if has_blocks else ()
+    return (*below, VISUALBERT_PROJECTION, VISUALBERT)
 
 
 def _guessed(module: nn.Module) -> Tower:
@@ -194,7 +214,7 @@ def top_names(module: nn.Module, towers: Sequence[Tower], blocks: int | None) ->
     names: list[str] = []
     for tower in towers:
         stack = block_names(module, tower)
-        top = blocks or min(tower.top, len(stack))
+        top = tower.n_top(stack, blocks)
         if top > len(stack):
             raise ConfigError(
                 f"blocks: {top} is more than the {len(stack)} blocks of {type(module).__name__}; "
@@ -269,7 +289,7 @@ class Trunk:
         feeds = False
         for tower in towers:
             stack = block_names(module, tower)
-            top = 1 if tune == "none" else blocks or min(tower.top, len(stack))
+            top = 1 if tune == "none" else tower.n_top(stack, blocks)
             if tower.is_fed and feeds:
                 continue
             feeds = True

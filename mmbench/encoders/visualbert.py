@@ -6,20 +6,24 @@ Li et al., 2019. https://arxiv.org/abs/1908.03557
     pooled    tanh(W h_1 + b), h_1 the state of [CLS]
 
 12 blocks, 768 dimensions, 110.7 M parameters; WordPiece, 512 positions; where a region lies is not
-told. Two variants, each with the weights that take such vectors:
+told. Four variants, the visual representations of MMSR (https://arxiv.org/abs/2403.17372, Table 7):
 
-    region    at most 49 regions of Faster R-CNN [1024]; weights pre-trained on NLVR2
-    grid      the 49 cells of a ResNet-50 [2048]; weights pre-trained on VQA 2.0
+    region      at most 49 regions of Faster R-CNN [1024]; weights pre-trained on NLVR2
+    grid        the 49 cells of a ResNet-50 [2048]; weights pre-trained on VQA 2.0
+    patch-emb   what enters the blocks of CLIP ViT-B/32: class token and 49 patches [768]
+    patch-vit   what leaves its last block and norm [768]
 
-These are two of the visual representations of MMSR (https://arxiv.org/abs/2403.17372, Table 7);
-its two of CLIP need a projection that is trained with the recommender, so they are not here.
+The published P takes regions or cells. For patches there is none: P is new, drawn (Xavier-normal,
+bias 0) with the seed of a run, and learns with the recommender, so these two are no features to
+extract. All else of theirs is of the weights of `grid`. Of what looks at the picture, MMSR tunes
+three bottlenecks (grid), two blocks (patch-vit), nothing (region, patch-emb).
 Departures: the published weights were trained on vectors of other detectors of the same widths.
 
 A folder of weights has two folders in it: `visualbert` (config.json, weights, tokenizer.json or
-vocab.txt) and `detector` (what `faster-rcnn` or `resnet50` takes as its weights). Where there is no
-detector, or the folder is that of VisualBERT itself, the detector is looked for where that
-encoder's weights are. The published repositories hold no tokenizer: it is that of BERT-base,
-uncased, and is taken from there.
+vocab.txt) and `detector` (what `faster-rcnn`, `resnet50` or `clip-vit-b32` takes as its weights).
+Where there is no detector, or the folder is that of VisualBERT itself, the detector is looked for
+where that encoder's weights are. The published repositories hold no tokenizer: it is that of
+BERT-base, uncased, and is taken from there.
 """
 
 from __future__ import annotations
@@ -43,10 +47,20 @@ from mmbench.errors import ConfigError, DataError
 _BERT = Hub("google-bert/bert-base-uncased")
 _HUBS = {
     "region": Hub("uclanlp/visualbert-nlvr2-coco-pre", licence="Apache-2.0"),
-    "grid": Hub("uclanlp/visualbert-vqa-coco-pre", licence="Apache-2.0"),
+    **dict.fromkeys(
+        ("grid", "patch-emb", "patch-vit"),
+        Hub("uclanlp/visualbert-vqa-coco-pre", licence="Apache-2.0"),
+    ),
 }
-_DETECTORS = {"region": "faster-rcnn", "grid": "resnet50"}
+_DETECTORS = {
+    "region": "faster-rcnn",
+    "grid": "resnet50",
+    "patch-emb": "clip-vit-b32",
+    "patch-vit": "clip-vit-b32",
+}
 _WIDTHS = {"region": 1024, "grid": 2048}
+_PATCHES = ("patch-emb", "patch-vit")
+_PROJECTION = "visualbert.embeddings.visual_projection"
 
 
 @register_encoder("visualbert")
@@ -58,7 +72,7 @@ class VisualBert(PairEncoder):
     """
 
     hub = _HUBS["region"]
-    variants = ("region", "grid")
+    variants = ("region", "grid", *_PATCHES)
     citation = "Li et al., 2019"
     architecture = "VisualBertModel"
     max_tokens: ClassVar[int] = 512
@@ -73,6 +87,8 @@ class VisualBert(PairEncoder):
                 "VisualBert takes no preprocess with the variant region, whose detector shows "
                 "the whole picture; --variant grid takes it"
             )
+        if self.variant in _PATCHES:
+            self.new = frozenset({f"{_PROJECTION}.weight", f"{_PROJECTION}.bias"})
         self.detector = self._detector(Options())
 
     def load(self) -> None:
@@ -92,7 +108,32 @@ class VisualBert(PairEncoder):
                 f"{problem}. VisualBert looks at pictures with {name}; `mmbench extract DATASET "
                 f"--encoder {name} --download` fetches that"
             ) from problem
+        if self.variant in _PATCHES:
+            self._take_patches()
         self.module = nn.ModuleDict({"visualbert": self._bert, "detector": self.detector.module})
+
+    def draw(self, seed: int) -> None:
+        """Draw the projection of patches: Xavier-normal weights, zero biases."""
+        if not self.new:
+            return
+        project: nn.Linear = self._bert.embeddings.visual_projection
+        deviation = (2 / (project.in_features + project.out_features)) ** 0.5
+        # On the CPU, so that a seed gives the same weights on every device.
+        drawn = torch.empty(project.weight.shape)
+        drawn.normal_(std=deviation, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            project.weight.copy_(drawn)
+            project.bias.zero_()
+
+    def _take_patches(self) -> None:
+        """Put the new projection in place of the published one, and drop what is not read."""
+        clip: Any = self.detector.module
+        width = clip.config.vision_config.hidden_size
+        self._bert.embeddings.visual_projection = nn.Linear(width, self._bert.config.hidden_size)
+        self.draw(0)
+        clip.text_model = clip.text_projection = clip.visual_projection = nn.Identity()
+        if self.variant == "patch-emb":
+            clip.vision_model.encoder = clip.vision_model.post_layernorm = nn.Identity()
 
     def _places(self) -> tuple[Options, Options]:
         """Where VisualBERT's weights are, and where those of the detector."""
@@ -116,7 +157,8 @@ class VisualBert(PairEncoder):
 
         self.weights = find_weights(self.hub, options)
         self._bert = load_transformer(transformers.VisualBertModel, self.weights)
-        taken, given = self._bert.config.visual_embedding_dim, _WIDTHS[self.variant]
+        taken = self._bert.config.visual_embedding_dim
+        given = _WIDTHS.get(self.variant, taken)
         if taken != given:
             raise DataError(
                 f"E406 {self.weights.folder} takes visual vectors of {taken} numbers and the "
@@ -128,7 +170,9 @@ class VisualBert(PairEncoder):
         """The encoder that sees the picture, which always gives all its vectors."""
         found = ENCODERS.get(_DETECTORS[self.variant]).obj
         assert issubclass(found, NeuralEncoder)
-        return found(replace(options, tokens=True, preprocess=self.options.preprocess))
+        variant = self.variant if self.variant in _PATCHES else None
+        preprocess = self.options.preprocess
+        return found(replace(options, tokens=True, preprocess=preprocess, variant=variant))
 
     def _with_tokenizer(self) -> Weights:
         """The folder with the tokenizer: VisualBERT's, or BERT's in the cache of the hub."""

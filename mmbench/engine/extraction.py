@@ -59,7 +59,7 @@ from mmbench.engine.shards import (
     canonical_hash,
     make_shards,
 )
-from mmbench.errors import DataError, UnknownNameError
+from mmbench.errors import ConfigError, DataError, UnknownNameError
 
 # Of an encoder's settings: where the weights come from does not move a number, what they are does.
 WHENCE = ("hub", "id", "model", "revision", "address", "licence", "citation")
@@ -150,6 +150,12 @@ def extract_neural(
     """
     if how.precision not in PRECISIONS:
         raise UnknownNameError("precision", how.precision, PRECISIONS)
+    if encoder.new:
+        raise ConfigError(
+            f"the variant {encoder.variant} of {type(encoder).__name__} has a projection that no "
+            "published weights hold, so its vectors would be random; it learns with a recommender: "
+            "name it under encoders: in a recipe, with tune: top"
+        )
     with joined_ranks() as ranks, ExitStack() as stack:
         compute = device.choose(local_device(how.device))
         precision_type(how.precision, compute)

@@ -42,6 +42,7 @@ from mmbench.engine.shards import canonical_hash
 from mmbench.errors import ConfigError, DataError, MMBenchError
 from mmbench.models.base import ItemEncoder, ItemFeatures
 from mmbench.recipe import LiveEncoder
+from mmbench.seeding import integer
 
 CHUNK = {"cpu": 32, "cuda": 256}
 """Items that are encoded at once while the trunk's states or first vectors are computed."""
@@ -132,6 +133,11 @@ def _find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> Liv
             f"{entry.name} makes no {modality} vectors (it makes: {reads}); name it under one of "
             "these, or choose another variant"
         )
+    if encoder.new and how.tune == "none":
+        raise ConfigError(
+            f"{entry.name} with the variant {encoder.variant} has a projection that no published "
+            "weights hold, so something must learn; take tune: top or full"
+        )
     contents = read_contents(dataset, _NEEDS[modality])
     for need, texts in (("textual", contents.texts), ("visual", contents.pictures)):
         if texts is not None and not any(texts):
@@ -191,6 +197,7 @@ class LiveItemEncoder(ItemEncoder):
         self.training = False
         self.modality, self.how = source.modality, source.how
         encoder = copy.deepcopy(source.encoder)
+        encoder.draw(integer(seed, "encoder", self.modality))
         module = encoder.module.eval().to(compute.device)
         # Not a submodule: what rests is no part of the model's state.
         self.__dict__["_encoder"] = encoder

@@ -41,6 +41,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("groupvit", "textual", {}),
     ("vilt", "joint", {"preprocess": "mmsr"}),
     ("visualbert", "joint", {"variant": "grid"}),
+    ("visualbert", "joint", {"variant": "patch-emb"}),
+    ("visualbert", "joint", {"variant": "patch-vit"}),
     ("flava", "joint", {"variant": "joint"}),
     ("flava", "visual", {}),
     ("flava", "textual", {}),
@@ -63,7 +65,8 @@ def _tiny_models() -> ModuleType:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     models, root = _tiny_models(), tmp_path_factory.mktemp("trunks")
-    return {name: models.save(name, root / name) for name in dict.fromkeys(c[0] for c in CASES)}
+    kinds = dict.fromkeys(models.kind_of(name, options) for name, _, options in CASES)
+    return {kind: models.save(kind, root / kind) for kind in kinds}
 
 
 class Live(NamedTuple):
@@ -91,7 +94,8 @@ def pictures() -> list[Image.Image]:
 
 
 def live(folders: dict[str, Path], name: str, modality: str, **options: Any) -> Live:
-    encoder = ENCODERS.get(name).obj(Options(weights=folders[name], tokens=True, **options))
+    place = folders[_tiny_models().kind_of(name, options)]
+    encoder = ENCODERS.get(name).obj(Options(weights=place, tokens=True, **options))
     assert isinstance(encoder, NeuralEncoder)
     encoder.load()
     texts, seen = {}, {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import string
@@ -14,7 +15,9 @@ from PIL import Image
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.faster_rcnn import FasterRCNN
 from mmbench.encoders.neural import Encoded, Options
+from mmbench.encoders.trunks import Trunk, learning_names, towers_of
 from mmbench.encoders.visualbert import VisualBert
+from mmbench.engine.extraction import How, extract_neural
 from mmbench.errors import ConfigError, DataError, UnknownNameError
 
 TEXTS = ["A small tent.", "a knife of stainless steel for cooks"]
@@ -92,6 +95,21 @@ def region_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.roi_heads.box_predictor.cls_score.weight.mul_(0.15)
     (place / "detector").mkdir()
     torch.save(model.state_dict(), place / "detector/model.pth")
+    return place
+
+
+@pytest.fixture(scope="module")
+def patch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VisualBERT for vectors of 2048 numbers, which patches do not have, and a small CLIP."""
+    path = Path(__file__).parents[1] / "tiny_models.py"
+    spec = importlib.util.spec_from_file_location("tiny_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    place = tmp_path_factory.mktemp("visualbert-patches")
+    write_visualbert(place / "visualbert", 2048)
+    models.save("clip-vit-b32", place / "detector")
     return place
 
 
@@ -206,6 +224,83 @@ def test_vectors_on_regions_are_those_of_the_libraries(
         np.testing.assert_allclose(alone[0], expected[row], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("variant", ["patch-emb", "patch-vit"])
+def test_vectors_on_patches_are_those_of_the_libraries(patch_folder: Path, variant: str) -> None:
+    import transformers
+
+    encoder = loaded(patch_folder, variant=variant, tokens=True)
+    clip = transformers.CLIPModel.from_pretrained(patch_folder / "detector").eval().vision_model
+    bert = transformers.VisualBertModel.from_pretrained(patch_folder / "visualbert").eval()
+    drawn = dict(encoder.module.named_parameters())
+    assert encoder.new < set(drawn)
+    project = torch.nn.Linear(24, 32)  # widths of the two
+    project.load_state_dict({n.rpartition(".")[2]: drawn[n].detach() for n in encoder.new})
+    bert.embeddings.visual_projection = project
+    words = transformers.AutoTokenizer.from_pretrained(patch_folder / "visualbert")
+    together = encoded(encoder, TEXTS, pictures())
+    assert together.tokens is not None
+    assert together.mask is not None
+    read = encoder.picture_batch([encoder.read_picture(image, "") for image in pictures()])
+    for row, text in enumerate(TEXTS):
+        with torch.no_grad():
+            seen = clip(read["pixel_values"][row : row + 1], output_hidden_states=True)
+            last = clip.post_layernorm(seen.last_hidden_state)
+            patches = seen.hidden_states[0] if variant == "patch-emb" else last
+            given = words([text], return_tensors="pt")
+            theirs = bert(**given, visual_embeds=patches)
+        assert patches.shape == (1, 1 + 4, 24)  # the class token, four patches
+        np.testing.assert_allclose(together.pooled[row], theirs.pooler_output[0], atol=1e-5)
+        states = theirs.last_hidden_state[0]
+        assert int(together.mask[row].sum()) == len(states)
+        np.testing.assert_allclose(together.tokens[row, : len(states)], states, atol=1e-5)
+
+
+def test_the_projection_of_patches_is_drawn_with_a_seed(patch_folder: Path) -> None:
+    encoder = loaded(patch_folder, variant="patch-emb")
+    (name,) = (name for name in encoder.new if name.endswith("weight"))
+
+    def drawn(seed: int) -> torch.Tensor:
+        encoder.draw(seed)
+        return encoder.module.get_parameter(name).detach().clone()
+
+    first, again, other = drawn(4), drawn(4), drawn(5)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    # Xavier-normal: deviation sqrt(2 / (24 + 32)); 768 draws are within a tenth of it.
+    assert abs(float(first.std()) / (2 / 56) ** 0.5 - 1) < 0.1
+    assert not encoder.module.get_parameter(name.replace("weight", "bias")).any()
+    assert VisualBert(Options(variant="grid")).new == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("variant", "below"),
+    [("patch-emb", ()), ("patch-vit", ("detector.vision_model.encoder.layers.2.",))],
+)
+def test_what_of_patches_learns(patch_folder: Path, variant: str, below: tuple[str, ...]) -> None:
+    encoder = loaded(patch_folder, variant=variant)
+    towers = towers_of(encoder.module, "joint")
+    for blocks in (None, 2):  # a projection that nobody trained learns in any case
+        learning = learning_names(encoder.module, towers, "top", blocks)
+        assert encoder.new < set(learning)
+        assert all(any(name.startswith(part) for name in learning) for part in below)
+        assert not any("layers.1." in name or "word_embed" in name for name in learning)
+        seen = [name for name in learning if name.startswith("detector")]
+        assert bool(seen) == bool(below)
+    place = ["visualbert.embeddings.visual_projection"]
+    if below:
+        place = ["detector.vision_model.encoder.layers.2"]
+    assert Trunk(encoder.module, towers, "top", None).boundaries == place
+
+
+def test_patches_are_no_features_to_extract(patch_folder: Path, tmp_path: Path) -> None:
+    encoder = VisualBert(Options(weights=patch_folder, variant="patch-emb"))
+    dataset: Any = None  # refused before it is looked at
+    with pytest.raises(ConfigError, match=r"patch-emb of VisualBert .* would be random.*tune: top"):
+        extract_neural(dataset, "visualbert", encoder, How())
+    with pytest.raises(DataError, match=r"E406 .*vectors of 2048 numbers and .* region gives 1024"):
+        loaded(patch_folder, variant="region")
+
+
 def test_settings_name_both_models(grid_folder: Path) -> None:
     encoder = loaded(grid_folder, variant="grid", max_tokens=9)
     settings = encoder.settings
@@ -267,8 +362,8 @@ def test_options_that_mean_nothing_are_refused(grid_folder: Path) -> None:
         VisualBert(Options(preprocess="pad"))
     with pytest.raises(UnknownNameError, match="unknown preprocessing 'crop'"):
         VisualBert(Options(preprocess="crop", variant="grid"))
-    with pytest.raises(UnknownNameError, match="unknown variant of VisualBert 'patch-vit'"):
-        VisualBert(Options(variant="patch-vit"))
+    with pytest.raises(UnknownNameError, match="unknown variant of VisualBert 'patches'"):
+        VisualBert(Options(variant="patches"))
     with pytest.raises(ConfigError, match="more than the 60 positions"):
         loaded(grid_folder, variant="grid", max_tokens=61)
     padded = loaded(grid_folder, variant="grid", preprocess="pad")

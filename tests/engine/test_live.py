@@ -104,7 +104,7 @@ Made = Callable[..., LiveItemEncoder]
 
 
 @pytest.fixture
-def make(data: Path, weights: Callable[[str], str]) -> Made:
+def make(data: Path, weights: Callable[[str], str], models: ModuleType) -> Made:
     """An encoder for the dataset, as a sequential model is given it."""
 
     def made(
@@ -116,7 +116,7 @@ def make(data: Path, weights: Callable[[str], str]) -> Made:
         **how: Any,
     ) -> LiveItemEncoder:
         name = name or KINDS[modality]
-        live = LiveEncoder(name=name, weights=weights(name), **how)
+        live = LiveEncoder(name=name, weights=weights(models.kind_of(name, how)), **how)
         source = find_live(load_dataset("mine", data), modality, live)
         given = source.make(seed=seed, precision=precision, compute=CPU, is_sequential=True)
         assert isinstance(given.encoder, LiveItemEncoder)
@@ -151,6 +151,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("joint", "flava", {}),
     ("joint", "vlmo-base-plus", {}),
     ("joint", "visualbert", {"variant": "grid"}),
+    ("joint", "visualbert", {"variant": "patch-emb"}),
+    ("joint", "visualbert", {"variant": "patch-vit"}),
 ]
 
 
@@ -551,6 +553,18 @@ def test_weights_of_another_architecture_are_refused(
     live = LiveEncoder(name="roberta", weights=weights("bert"))
     with pytest.raises(DataError, match=r"encoders\.textual: E406 .*'bert'"):
         find_live(load_dataset("mine", data), "textual", live)
+
+
+def test_a_projection_that_nobody_trained_must_learn(make: Made) -> None:
+    with pytest.raises(ConfigError, match=r"encoders\.joint: visualbert with .*tune: top or full"):
+        make("joint", "visualbert", variant="patch-emb", tune="none")
+    first, same, other = (
+        dict(make("joint", "visualbert", variant="patch-emb", seed=seed).named_parameters())
+        for seed in (0, 0, 1)
+    )
+    name = "learning.visualbert.embeddings.visual_projection.weight"
+    assert torch.equal(first[name], same[name])
+    assert not torch.equal(first[name], other[name])
 
 
 def test_too_many_blocks_are_refused(make: Made) -> None:
