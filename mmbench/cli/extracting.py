@@ -247,7 +247,8 @@ def print_done(done: Done, output: str) -> None:
         told = [finetuning.row(tuned) for tuned in done.tuned]
         rows = [_row(result) for result in done.sets]
         for row in rows:
-            row["alignment"] = [a for a in done.alignments if row["features"] == a["first"]]
+            if mine := [one for one in done.alignments if row["features"] == one["first"]]:
+                row["alignment"] = mine
         console.text(json.dumps([*told, *rows], indent=2))
         return
     finetuning.print_tuned(done.tuned)

@@ -17,7 +17,7 @@ of VLMo drops up to 20 % of the residuals). Weights of encoders without a temper
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -82,7 +82,7 @@ class Plan:
         return found
 
 
-class Objective:
+class Objective(ABC):
     """The losses of one encoder.
 
     Attributes:
@@ -95,6 +95,7 @@ class Objective:
 
     def __init__(self, encoder: NeuralEncoder) -> None:
         self.encoder = encoder
+        self._limit = MOST
         self.weights: dict[str, float] = {}
         self.temperatures: dict[str, nn.Parameter] = {}
         self.own: dict[str, nn.Parameter] = {}
@@ -164,8 +165,6 @@ class Objective:
                 )
             self._most[name] = max(MOST, t)
 
-    _limit: ClassVar[float] = MOST
-
     def choose(self, losses: Sequence[str]) -> None:
         """Learn from some of the losses only.
 
@@ -205,7 +204,7 @@ class DualObjective(Objective):
         self.weights = {"itc": 1.0}
         if self._bias is not None:
             # Published SigLIP weights stand above 100.
-            self._limit = math.log(200.0)  # type: ignore[misc]
+            self._limit = math.log(200.0)
         self.check()
 
     def _biases(self) -> tuple[nn.Parameter, ...]:

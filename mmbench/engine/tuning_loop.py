@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -125,26 +125,32 @@ class Tuner:
             draws = self._draws(len(items), "step", str(progress.step))
             losses = self._losses(items, draws, learns=True)
             norm = self._clip()
+            progress.step += 1
             names = [*losses, "gradient"]
             values = torch.stack([*(loss.detach() for loss in losses.values()), norm]).tolist()
             for name, value in zip(names, values, strict=True):
                 if not math.isfinite(value):
-                    self._diverged(progress, f"{_what(name)} is {value}")
+                    self._diverged(progress, progress.epoch + 1, f"{_what(name)} is {value}")
                 total[name] = total.get(name, 0.0) + value
             n_clipped += values[-1] > (self.settings.clip_norm or math.inf)
             self._optimizer.step()
-            progress.step += 1
             for name, scale in self.objective.clamp().items():
                 if not math.isfinite(scale):
-                    self._diverged(progress, f"the temperature of {name} is {scale}")
+                    what = f"the temperature of {name} is {scale}"
+                    self._diverged(progress, progress.epoch + 1, what)
         means = {name: value / steps for name, value in total.items()}
         return {**means, "clipped_steps": n_clipped}
 
-    def _diverged(self, progress: Progress, what: str) -> None:
+    def _diverged(self, progress: Progress, epoch: int, what: str) -> NoReturn:
+        if not progress.history:
+            raise TrainingError(
+                f"the published weights are not usable: {what} before anything was learnt; take "
+                "others with --weights"
+            )
         raise TrainingError(
-            f"the fine-tuning diverged in epoch {progress.epoch + 1}, step {progress.step + 1}: "
-            f"{what} (learning rate {self._rate:g}, batch size {self._batch_size}); lower "
-            "--learning-rate, or let less learn with --tune top"
+            f"the fine-tuning diverged in epoch {epoch}, by step "
+            f"{progress.step}: {what} (learning rate {self._rate:g}, batch size "
+            f"{self._batch_size}); lower --learning-rate, or let less learn with --tune top"
         )
 
     def _losses(self, items: NDArray[np.int64], draws: Draws, *, learns: bool) -> dict[str, Tensor]:
@@ -287,9 +293,8 @@ class Tuner:
         seen, read = (side.numpy() for side in vectors["itc"])
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if bad or not (np.isfinite(seen).all() and np.isfinite(read).all()):
-            self._diverged(
-                progress, f"{_what(bad[0]) if bad else 'a vector'} of held-out items is NaN"
-            )
+            what = _what(bad[0]) if bad else "a vector"
+            self._diverged(progress, progress.epoch, f"{what} of held-out items is not finite")
         measured = alignment.measure(seen, read)
         return {"losses": losses, "recall": measured.recall, **_plain(asdict(measured))}
 
