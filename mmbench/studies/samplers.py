@@ -30,8 +30,9 @@ Point = dict[str, Any]
 class Sampler(Protocol):
     """Proposes the points of one search."""
 
-    round_size: int | None
-    """Points of a round; None where values play no part, so that all can be tried at once."""
+    @property
+    def round_size(self) -> int | None:
+        """Points of a round; None where values play no part: all can be tried at once."""
 
     def propose(self, count: int) -> list[Point]:
         """The next points; fewer than asked for where there are no others."""
@@ -113,9 +114,9 @@ class _Optuna:
                 "--tune optuna needs Optuna, which is not installed: pip install 'mmbench[tune]'"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._study = space, None
+        self._space = space
         number = seeding.integer(seed, "tuning", name) % 2**32
-        samplers = optuna.samplers
+        samplers: Any = optuna.samplers
         with warnings.catch_warnings():
             # That a sampler may change with Optuna's version is why the ledger names the version.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -137,7 +138,7 @@ class _Optuna:
                     f"--tune optuna:{name} needs another package ({problem.name or problem}): "
                     "pip install 'mmbench[tune]'"
                 ) from None
-            self._study = optuna.create_study(direction="maximize", sampler=sampler)
+            self._study: Any = optuna.create_study(direction="maximize", sampler=sampler)
         self._asked: list[Any] = []
 
     def propose(self, count: int) -> list[Point]:
