@@ -157,7 +157,20 @@ def judge(trained: Trained, judged: Judged, compute: Compute) -> RankedLists:
         DataError: the run's folder cannot be written to.
         TrainingError: a score is NaN or infinite.
     """
-    run, recipe, inputs = trained.run, trained.recipe, trained.inputs
+    lists = rank(trained, judged, compute)
+    if compute.ranks.is_first:
+        _store(trained.run, judged, lists)
+    compute.ranks.say("written")
+    return lists
+
+
+def rank(trained: Trained, judged: Judged, compute: Compute) -> RankedLists:
+    """The lists of a part, with the run's own order of items to break ties.
+
+    Raises:
+        TrainingError: a score is NaN or infinite.
+    """
+    recipe, inputs = trained.recipe, trained.inputs
     order = seeding.stream(recipe.seed, "ties").permutation(inputs.dataset.n_items)
     ranker = Ranker(
         judged.target,
@@ -168,11 +181,7 @@ def judge(trained: Trained, judged: Judged, compute: Compute) -> RankedLists:
         ranks=compute.ranks,
         candidates=judged.candidates,
     )
-    lists = ranker.rank(trained.model, recipe.evaluation.depth)
-    if compute.ranks.is_first:
-        _store(run, judged, lists)
-    compute.ranks.say("written")
-    return lists
+    return ranker.rank(trained.model, recipe.evaluation.depth)
 
 
 def is_judged(run: Run, judged: Judged) -> bool:
