@@ -216,6 +216,21 @@ def test_a_set_is_whitened(mmbench: Callable, demo: Path) -> None:
         (("demo", "--from", "visual__x"), "--from needs a step"),
         (("demo", "--from", "visual__x", "--whiten", "zca", "--dim", "3"), "keeps all columns"),
         (("demo", "--from", "visual__x", "--encoder", "y", "--l2"), "--from stands alone"),
+        (("demo", "--finetune"), "--finetune goes with --encoder"),
+        (("demo", "--encoder", "bert", "--tune", "top"), "--tune goes with --finetune"),
+        (
+            ("demo", "--encoder", "bert", "--batch-size", "8,16"),
+            "several numbers of --batch-size go with --finetune",
+        ),
+        (("demo", "--encoder", "bert", "--finetune"), "no common space"),
+        (
+            ("demo", "--encoder", "bert", "--finetune", "--learning-rate", "1e-3,nan"),
+            "not a finite number",
+        ),
+        (
+            ("demo", "--encoder", "bert", "--finetune", "--preset", "arxiv"),
+            "unknown fine-tuning preset",
+        ),
         (
             ("demo", "--encoder", "minilm-l6", "--encoder", "bert", "--name", "x"),
             "--name goes with one encoder",
