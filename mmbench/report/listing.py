@@ -76,12 +76,37 @@ def models_table(models: Mapping[str, str], recipes: Sequence[str]) -> Table:
 
     Args:
         models: name to one-line summary.
-        recipes: shipped recipes, `<dataset>/<model>`.
+        recipes: shipped recipes, `<dataset>/<model>`, and `<paper>-paper/<table>` for those that
+            repeat a published table, which are named below.
     """
-    table = Table(title="Models", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="Models",
+        caption=_papers(recipes),
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for head in ("model", "what it is", "shipped recipes for"):
         table.add_column(head, overflow="fold")
     for name, summary in models.items():
         datasets = [d for d, _, model in (r.partition("/") for r in recipes) if model == name]
         table.add_row(name, summary.partition(": ")[2] or summary, ", ".join(datasets))
     return table
+
+
+def _papers(recipes: Sequence[str]) -> str | None:
+    """Each folder of recipes that repeat a paper's tables, and how one is run."""
+    lines = []
+    for folder in dict.fromkeys(recipe.partition("/")[0] for recipe in recipes):
+        if not folder.endswith("-paper"):
+            continue
+        names = sorted(recipe for recipe in recipes if recipe.startswith(f"{folder}/"))
+        tables = ", ".join(name.partition("/")[2] for name in names)
+        lines += [
+            "",
+            f"{folder}/: recipes of that paper's tables, run by name, for example",
+            f"mmbench train {names[0]}; there are:",
+            tables,
+        ]
+    return "\n".join(lines) or None

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from mmbench.recipe import shipped_recipes
+
 RECIPE = {
     "dataset": "tiny",
     "features": {"visual": "imported"},
@@ -113,6 +115,15 @@ def test_list_names_models_and_recipes(mmbench: Callable) -> None:
     assert done.status == 0
     for name in ("vbpr", "lightgcn", "slim-elasticnet", "amazon-baby"):
         assert name in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    listed = " ".join(done.out.split())
+    # Recipes that repeat a paper's tables are of no dataset and no one model.
+    assert "mmsr-paper/: recipes of that paper's tables" in listed
+    assert "mmbench train mmsr-paper/table-02-pairs" in listed
+    papers = [name for name in shipped_recipes() if name.startswith("mmsr-paper/")]
+    assert papers
+    shown = set(listed.replace(",", "").split())
+    assert {name.partition("/")[2] for name in papers} <= shown
 
 
 @pytest.mark.parametrize(
