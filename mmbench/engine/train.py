@@ -308,7 +308,7 @@ def _finish(
         "model": {
             "name": recipe.model,
             "family": model.family,
-            "integration": model.integration,
+            "integration": getattr(recipe.settings, "integration", model.integration),
             "modalities": inputs.modalities,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
