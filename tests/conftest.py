@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import importlib.util
 import mimetypes
 import os
 import re
@@ -77,6 +78,11 @@ def browser_program() -> str:
     return program
 
 
+def has_ray() -> bool:
+    """Whether the optional Ray is installed."""
+    return importlib.util.find_spec("ray") is not None
+
+
 def pytest_report_header() -> list[str]:
     gpu = "run" if torch.cuda.is_available() else "left out, no CUDA device here"
     browser = (
@@ -86,12 +92,17 @@ def pytest_report_header() -> list[str]:
             "LEFT OUT, no Chromium here (install Debian's chromium, or name one in MMBENCH_BROWSER)"
         )
     )
-    return [f"gpu tests: {gpu}", f"browser tests: {browser}"]
+    ray = "run" if has_ray() else "LEFT OUT, no Ray here (pip install 'mmbench[ray]')"
+    return [f"gpu tests: {gpu}", f"browser tests: {browser}", f"ray tests: {ray}"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests of a GPU or a browser where there is none; the header says so."""
-    missing = {"gpu": not torch.cuda.is_available(), "browser": find_browser() is None}
+    """Leave out the tests of a GPU, a browser or Ray where there is none; the header says so."""
+    missing = {
+        "gpu": not torch.cuda.is_available(),
+        "browser": find_browser() is None,
+        "ray": not has_ray(),
+    }
     left_out = [
         item
         for item in items
