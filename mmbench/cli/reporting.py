@@ -69,9 +69,7 @@ def check(page: Path | None, folder: Path | None, *, force: bool, alone: bool) -
     check_targets(page, folder, force=force)
 
 
-def write(
-    request: Request, compared: Comparison, page: Path | None, folder: Path | None
-) -> None:
+def write(request: Request, compared: Comparison, page: Path | None, folder: Path | None) -> None:
     """Write the report of a comparison, and say where it is."""
     from mmbench.report.html.evidence import gather
     from mmbench.report.html.exporting import write_folder, write_page

@@ -113,7 +113,7 @@ def fit_product_quantiser(
     """
     # One thread: those of k-means add up in the order in which they end, so that the last bits
     # of a centroid, and with them the codes, would differ from run to run.
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     given = rows.detach().cpu().float().numpy()
     rng = np.random.default_rng(seed)
