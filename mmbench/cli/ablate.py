@@ -159,7 +159,7 @@ def ablate(
       mmbench ablate demo/mgcn --drop each --integration fusion,ensemble
       mmbench ablate --sizes 16,32,64
       mmbench ablate --drop each --stages --sparsity --out report
-      mmbench ablate my-recipe.yaml --drop each --tune optuna --trials 20 --processes 4
+      mmbench ablate my-recipe.yaml --drop each --tune optuna --trials 20
     """
     for given, option, owner, there in (
         (shares, "--shares", "--ladder", ladders),

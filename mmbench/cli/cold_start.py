@@ -81,7 +81,7 @@ def cold_start(
     Examples:
       mmbench cold-start
       mmbench cold-start bpr-mf vbpr --dataset movielens-100k --seeds 0,1,2
-      mmbench cold-start sasrec mmsr --dataset movielens-100k --definition sequences
+      mmbench cold-start sasrec --dataset movielens-100k --definition sequences
     """
     if definition == "items" and (scope or below):
         raise click.UsageError("--scope and --below belong to --definition sequences")

@@ -16,9 +16,6 @@ import click
 from mmbench import console
 from mmbench.errors import MMBenchError
 
-SHARED = {
-    "__init__", "extracting", "fetching", "main", "options", "reporting", "training", "tuning",
-}  # fmt: skip
 INTERRUPTED = 130
 
 
@@ -27,8 +24,9 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the files of this folder that hold a subcommand."""
-        files = {path.stem for path in Path(__file__).parent.glob("*.py")} - SHARED
-        return sorted(name.replace("_", "-") for name in files)
+        files = Path(__file__).parent.glob("*.py")
+        marked = (p.stem for p in files if "\n@click.command(" in p.read_text(encoding="utf-8"))
+        return sorted(name.replace("_", "-") for name in marked)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the one file that holds a subcommand."""
