@@ -104,6 +104,12 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         console.error(str(problem))
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+            # One of several: when another has ended, threads of the exchange may abort this
+            # process while the interpreter is taken down, and hide the message and the status.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(2)
         sys.exit(2)
     except OSError as problem:
         # Where a file is expected to fail, a message of its own is raised; these are the rest.

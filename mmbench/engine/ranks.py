@@ -81,9 +81,11 @@ class Ranks:
         Raises:
             TrainingError: it has.
         """
+        global _is_broken
         try:
             yield
         except (RuntimeError, ValueError) as problem:
+            _is_broken = True
             raise TrainingError(
                 f"process {self.rank} of {self.size} stops, because another one has ended or "
                 "cannot be reached; its own message says why; the same command resumes"
@@ -161,8 +163,12 @@ def joined_ranks(*, gpu_tensors: bool = False) -> Iterator[Ranks]:
     yield Ranks(dist.get_rank(), dist.get_world_size())
 
 
+_is_broken = False
+"""Whether an exchange has failed: to tear such a group down can abort the whole process."""
+
+
 def _leave() -> None:
-    if dist.is_initialized():
+    if dist.is_initialized() and not _is_broken:
         dist.destroy_process_group()
 
 

@@ -256,7 +256,7 @@ def test_all_stop_when_one_is_killed_and_the_run_resumes(
         time.sleep(0.02)
     second.send_signal(signal.SIGKILL)
     out, err = first.communicate(timeout=300)
-    assert first.returncode == 2
+    assert first.returncode == 2, err
     assert "process 0 of 2 stops, because another one has ended" in " ".join(err.split())
     assert "the same command resumes" in " ".join(err.split())
     assert "Traceback" not in err
