@@ -45,6 +45,9 @@ SHIPPED = next(
 )
 
 
+SEED_MARK = "{seed}"
+
+
 class Section(BaseModel):
     """Base of every part of a recipe: frozen, unknown keys and infinities forbidden."""
 
@@ -117,6 +120,47 @@ class Schedule(Section):
     """Epochs of linear warm-up before the schedule begins."""
 
 
+class StartFrom(Section):
+    """A finished run, of this dataset or of another one, whose weights training starts from."""
+
+    run: Annotated[str, Field(min_length=1)]
+    """The run's folder; `{seed}` stands for the seed, so that each starts from one of its own."""
+    train: bool = True
+    """Whether training follows; without it the weights are ranked with as they are."""
+    same_space: tuple[str, ...] = ()
+    """Modalities whose stored vectors are said to be comparable where nothing shows it, as of
+    imported ones; what shows that they are not is believed all the same."""
+
+    @field_validator("same_space")
+    @classmethod
+    def _modalities(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for modality in value:
+            if modality not in MODALITIES:
+                raise UnknownNameError("modality", modality, MODALITIES)
+        return value
+
+
+class UserSubset(Section):
+    """Some of the users alone, the first ones of a seeded order: more of them are a superset.
+
+    The catalogue stays whole, so that models of more and of fewer users can be compared.
+    """
+
+    train: PositiveInt
+    """Users whose training rows are read."""
+    test: PositiveInt | None = None
+    """Users who validate and are tested, the first of those who train; all of them unless
+    given."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Draws the order; the training seed plays no part."""
+
+    @model_validator(mode="after")
+    def _within(self) -> UserSubset:
+        if self.test is not None and self.test > self.train:
+            raise ValueError(f"test {self.test} is more than train {self.train}")
+        return self
+
+
 class Training(Section):
     """How a model is trained; closed-form models ignore it."""
 
@@ -144,6 +188,13 @@ class Training(Section):
     """Evaluations without a better validation score before training stops; null for never."""
     select_by: str = "recall@20"
     """The metric that chooses the epoch, on validation; there is no key for test."""
+    start_from: StartFrom | None = None
+    """The run whose weights come in place of random ones, as far as they fit."""
+
+    @field_validator("start_from", mode="before")
+    @classmethod
+    def _start_from(cls, value: Any) -> Any:
+        return {"run": value} if isinstance(value, str) else value
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -241,6 +292,8 @@ class _Shape(Section):
     """Encoders that learn with the model, by modality; `joint` for one that reads both."""
     corruptions: dict[str, Corruption] = {}
     """Feature sets that are spoilt on purpose, by modality."""
+    subset: UserSubset | None = None
+    """All users unless given."""
     model: dict[str, Any]
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -311,8 +364,8 @@ class RunRecipe:
     """One trial and one seed: what the engine runs.
 
     Attributes:
-        dataset, protocol, features, encoders, corruptions, training, evaluation: as in the
-            recipe, defaults filled in.
+        dataset, protocol, features, encoders, corruptions, subset, training, evaluation: as in
+            the recipe, defaults filled in.
         model: registered name of the model.
         settings: the model's own settings.
         seed: the seed from which every random stream is spawned.
@@ -325,7 +378,8 @@ class RunRecipe:
     ) -> None:
         self.dataset, self.protocol, self.features = shape.dataset, shape.protocol, shape.features
         self.encoders, self.corruptions = shape.encoders, shape.corruptions
-        self.training, self.evaluation = shape.training, shape.evaluation
+        self.subset, self.training = shape.subset, _of_seed(shape.training, seed)
+        self.evaluation = shape.evaluation
         self.model = str(shape.model["name"]).replace("_", "-")
         self.settings, self.seed, self.trial = settings, seed, dict(trial)
         self.label = shape.label or self.model
@@ -348,8 +402,11 @@ class RunRecipe:
                 modality: corruption.model_dump(mode="json")
                 for modality, corruption in self.corruptions.items()
             },
+            **({"subset": self.subset.model_dump(mode="json")} if self.subset else {}),
             "model": {"name": self.model, **self.settings.model_dump(mode="json")},
-            "training": self.training.model_dump(mode="json"),
+            "training": self.training.model_dump(
+                mode="json", exclude=None if self.training.start_from else {"start_from"}
+            ),
             "evaluation": self.evaluation.model_dump(mode="json"),
             "seeds": [self.seed],
         }
@@ -365,9 +422,22 @@ class RunRecipe:
         # Where weights lie moves no number; the run's facts hold what they are.
         for encoder in values["encoders"].values():
             del encoder["weights"]
+        if (start := self.training.start_from) is not None:
+            # The weights themselves are the run's to tell, see `engine.start`.
+            known = {} if not start.train else values["training"]
+            values["training"] = {**known, "start_from": {"train": start.train}}
         if MODELS.get(self.model).obj.fitting == "closed-form":
             del values["training"]
         return values
+
+
+def _of_seed(training: Training, seed: int) -> Training:
+    """The section with the run's folder of this seed."""
+    start = training.start_from
+    if start is None or SEED_MARK not in start.run:
+        return training
+    of_seed = start.model_copy(update={"run": start.run.replace(SEED_MARK, str(seed))})
+    return training.model_copy(update={"start_from": of_seed})
 
 
 SEARCHABLE = ("model", "features", "encoders", "corruptions", "training")

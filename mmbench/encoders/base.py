@@ -17,11 +17,14 @@ ENCODERS: Registry[type[Encoder]]
 class Encoder:
     """What every encoder tells of itself.
 
-    `modalities` are those it makes feature sets of; `builtin` is true where it needs no weights.
+    `modalities` are those it makes feature sets of; `builtin` is true where it needs no weights,
+    `fitted` where it learns from the items that it encodes, so that a column means something else
+    in every dataset.
     """
 
     modalities: ClassVar[tuple[str, ...]]
     builtin: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -36,6 +36,7 @@ class TfidfSvd(CorpusEncoder):
     """Latent semantic vectors of item texts."""
 
     modalities = ("textual",)
+    fitted = True
 
     @property
     def settings(self) -> Mapping[str, Any]:

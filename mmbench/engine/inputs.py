@@ -12,15 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmbench import seeding
 from mmbench.data.features import FeatureSet
-from mmbench.data.prepared import TEST, TRAIN, VALID, PreparedDataset, Split, load_dataset
+from mmbench.data.prepared import (
+    EXCLUDED,
+    TEST,
+    TRAIN,
+    VALID,
+    PreparedDataset,
+    Split,
+    load_dataset,
+)
 from mmbench.engine.corruption import corrupted
 from mmbench.engine.live import LiveSource, find_live
 from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.lists import IntArray
 from mmbench.modality import MODALITIES
 from mmbench.models.base import MODELS, Interactions, ItemFeatures
-from mmbench.recipe import Corruption, RunRecipe
+from mmbench.recipe import Corruption, RunRecipe, UserSubset
 
 
 @dataclass(frozen=True)
@@ -174,6 +183,8 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
         np.asarray(dataset.item),
         np.asarray(split.label),
     )
+    if recipe.subset is not None:
+        label = _within_subset(dataset, users, label, recipe.subset)
     part = {
         k: Ragged.group(users[label == k], items[label == k], dataset.n_users)
         for k in (TRAIN, VALID, TEST)
@@ -234,6 +245,34 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
         test=target(TEST, until_test, hidden_at_test),
         live=[find_live(dataset, modality, how) for modality, how in recipe.encoders.items()],
     )
+
+
+def _within_subset(
+    dataset: PreparedDataset,
+    users: NDArray[np.int32],
+    label: NDArray[np.int8],
+    subset: UserSubset,
+) -> NDArray[np.int8]:
+    """The labels with the rows of users excluded who do not train, or are not ranked for.
+
+    One order of all users who train and are tested is drawn, and its first ones are taken: the
+    users of a smaller subset are among those of a larger one.
+
+    Raises:
+        DataError: there are not as many users.
+    """
+    eligible = np.intersect1d(users[label == TRAIN], users[label == TEST])
+    if subset.train > len(eligible):
+        raise DataError(
+            f"{dataset.name} has {len(eligible):,} users who train and are tested, fewer than the "
+            f"{subset.train:,} asked for; ask for fewer"
+        )
+    order = seeding.stream(subset.seed, "user subset").permutation(eligible)
+    trains, ranked = (
+        np.isin(users, order[:count]) for count in (subset.train, subset.test or subset.train)
+    )
+    kept = np.where(label == TRAIN, trains, ranked)
+    return np.where(kept, label, np.int8(EXCLUDED))
 
 
 def _check_order(dataset: PreparedDataset) -> None:

@@ -130,6 +130,7 @@ def data_key(plan: RunRecipe) -> str:
         plan.features,
         {name: encoder.model_dump() for name, encoder in plan.encoders.items()},
         {name: corruption.model_dump() for name, corruption in plan.corruptions.items()},
+        None if plan.subset is None else plan.subset.model_dump(),
         model.family,
         model.reads_tokens,
         getattr(plan.settings, "max_length", None),  # of a protocol that masks the last L + 1
