@@ -311,6 +311,7 @@ def _finish(
             "integration": getattr(recipe.settings, "integration", model.integration),
             "modalities": inputs.modalities,
             "parameters": sum(p.numel() for p in model.parameters()),
+            **({"learned": learned} if (learned := model.describe_state()) else {}),
         },
         "training": {
             "epochs": progress.epoch,

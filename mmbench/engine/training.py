@@ -29,8 +29,8 @@ from mmbench.models.base import Interactions, Recommender
 from mmbench.recipe import RunRecipe
 
 Record = dict[str, Any]
-"""One epoch of the history: epoch, losses, validation metrics, seconds; and `memory`, a sentence,
-where a batch did not fit."""
+"""One epoch of the history: epoch, losses, validation metrics, seconds; `learned`, where a model
+describes its state; and `memory`, a sentence, where a batch did not fit."""
 
 
 @dataclass
@@ -130,6 +130,8 @@ class TrainingLoop:
         seconds = time.perf_counter() - begin
         self.progress.train_s += seconds
         record = {"epoch": epoch, "losses": losses, "train_s": seconds}
+        if learned := self.model.describe_state():
+            record["learned"] = learned
         if self.step is not None:
             self.progress.parts = self.step.parts
             if self.step.note:

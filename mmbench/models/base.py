@@ -196,6 +196,13 @@ class Recommender(nn.Module):
     def on_epoch_start(self, epoch: int) -> None:
         """Called before each epoch, counted from 1; graphs are rebuilt here."""
 
+    def describe_state(self) -> dict[str, float]:
+        """What the model has learned about its own make-up, a few named numbers.
+
+        Gates of modalities, for example; the engine keeps them with the run.
+        """
+        return {}
+
     def fit(self, generator: torch.Generator) -> None:
         """Compute a closed-form model; results go to buffers, so that they are stored."""
         raise TypeError(f"{type(self).__name__} has no closed form")

@@ -20,6 +20,7 @@ SHARED = {
     "__init__",
     "base",
     "branches",
+    "ensemble",
     "fusion",
     "graph",
     "item_graphs",
@@ -41,6 +42,8 @@ SETTINGS = {
     # Turning gradients round makes them those of no function; its own tests look at each side.
     "mmssl": {"dropout": 0.0, "adversary_weight": 0.0},
     "lgmrec": {"noise": "never", "keep_rate": 1.0},
+    # Gates draw in every step, and each side holds the other still: its own tests look at both.
+    "gated-ensemble": {"gate": "fixed"},
 }
 GRADIENT = [name for name in NAMES if MODELS.get(name).obj.fitting == "gradient"]
 # BM3 predicts targets that it holds still, so its loss is not the function whose gradient it
