@@ -17,6 +17,8 @@ from mmbench import console
 from mmbench.errors import MMBenchError
 
 INTERRUPTED = 130
+VARIABLE = "_MMBENCH_COMPLETE"
+"""Set where a shell asks what could come next; the name is click's."""
 
 
 class Commands(click.Group):
@@ -34,6 +36,10 @@ class Commands(click.Group):
             return None
         module = cmd_name.replace("-", "_")
         command: click.Command = getattr(import_module(f"mmbench.cli.{module}"), module)
+        if VARIABLE in os.environ:
+            from mmbench.cli.completing import attach
+
+            return attach(command)
         return command
 
     def resolve_command(
@@ -43,7 +49,8 @@ class Commands(click.Group):
         from mmbench.errors import did_you_mean
 
         known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known:
+        is_typed = ctx.resilient_parsing  # a line that a shell completes may hold anything
+        if args and not args[0].startswith("-") and args[0] not in known and not is_typed:
             near = did_you_mean(args[0], known)
             raise click.UsageError(
                 f"No such command {args[0]!r}.{near} Commands: {', '.join(known)}.", ctx
