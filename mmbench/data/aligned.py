@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmbench.data.features import FeatureSet, load_features, read_feature_manifest
 from mmbench.data.prepared import PreparedDataset
@@ -53,12 +54,23 @@ def _alignment(dataset: PreparedDataset, first: str, second: str) -> dict[str, A
         load_features(dataset.root, key, dataset.fingerprint, dataset.n_items)
         for key in (first, second)
     ]
-    both = np.flatnonzero(sets[0].mask & sets[1].mask)
-    if len(both) < 2:
+    found = agreement(sets[0].matrix, sets[1].matrix, sets[0].mask & sets[1].mask)
+    return None if found is None else {"first": first, "second": second, **found}
+
+
+def agreement(
+    first: NDArray[Any], second: NDArray[Any], both: NDArray[np.bool_]
+) -> dict[str, Any] | None:
+    """The measures of two sets [I, D] over the items that have both [I], as plain values.
+
+    None where fewer than two items have both. Of many items `MOST` are measured.
+    """
+    rows = np.flatnonzero(both)
+    if len(rows) < 2:
         return None
-    if len(both) > MOST:
-        both = both[np.linspace(0, len(both) - 1, MOST).round().astype(np.int64)]
-    measured = asdict(measure(np.asarray(sets[0].matrix[both]), np.asarray(sets[1].matrix[both])))
+    if len(rows) > MOST:
+        rows = rows[np.linspace(0, len(rows) - 1, MOST).round().astype(np.int64)]
+    measured = asdict(measure(np.asarray(first[rows]), np.asarray(second[rows])))
     for key in ("recall_first", "recall_second"):
         measured[key] = {str(k): value for k, value in measured[key].items()}
-    return {"first": first, "second": second, **measured}
+    return measured

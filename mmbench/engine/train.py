@@ -24,6 +24,7 @@ from safetensors.torch import save
 from mmbench import runs as run_folder
 from mmbench import seeding
 from mmbench.engine.device import Compute
+from mmbench.engine.encoding_facts import encoding_facts
 from mmbench.engine.inputs import Inputs, Target, features_to_device, load_inputs, to_device
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.ranks import ALONE
@@ -304,6 +305,7 @@ def _finish(
         "seed": recipe.seed,
         "trial": recipe.trial,
         **inputs.facts(),
+        **encoding_facts(recipe, inputs, model),
         "protocol": recipe.protocol.model_dump(mode="json"),
         "model": {
             "name": recipe.model,
