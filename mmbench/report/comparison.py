@@ -237,7 +237,7 @@ def compare(
         wanted = [m for m in recorded_metrics(every, part) if m.per_user or by != "item-popularity"]
 
     columns, values, n_users = measure(systems, list(dict.fromkeys(wanted)), part, by, cutoffs)
-    table = [[_summary(v) for v in row] for row in values]
+    table = [[summarise(v) for v in row] for row in values]
     # Pairs under `against` are no ranking.
     best = [
         [] if against else _best(column.metric, [row[c].mean for row in table])
@@ -273,7 +273,7 @@ def compare(
             table[row][c] = replace(table[row][c], is_best=True)
     for pair in shown:
         ours, theirs = table[pair.system][pair.column], table[pair.reference][pair.column]
-        contrast = _contrast(
+        contrast = contrast_of(
             tested[pair], labels[pair.reference], columns[pair.column].metric, ours, theirs
         )
         table[pair.system][pair.column] = replace(ours, contrast=contrast)
@@ -353,7 +353,7 @@ def _declared(systems: Sequence[System], references: References) -> list[int]:
     return declared
 
 
-def _summary(values: FloatArray) -> Cell:
+def summarise(values: FloatArray) -> Cell:
     """The cell of a system from its values [S, U], before any test."""
     seed_means = tuple(_mean(run) for run in values)
     average = values.mean(axis=0)
@@ -409,7 +409,10 @@ def _shown_pairs(
     return pairs
 
 
-def _contrast(tested: Tested, reference: str, metric: Metric, ours: Cell, theirs: Cell) -> Contrast:
+def contrast_of(
+    tested: Tested, reference: str, metric: Metric, ours: Cell, theirs: Cell
+) -> Contrast:
+    """A system's difference from its reference as a record, from their test and their cells."""
     paired, system = tested.paired, tested.system
     better, worse = paired.wins, paired.losses
     if metric.higher_is_better is False:
