@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mmbench import console
-from mmbench.cli import options
+from mmbench.cli import options, reporting
 
 if TYPE_CHECKING:
     from mmbench.studies.ablation import Asked
@@ -100,14 +100,7 @@ def _condition(name: str, text: str) -> Callable[[Command], Command]:
     help="What the printed table of --stages holds; repeatable.",
 )
 @click.option("--sparsity", is_flag=True, help="Gains by user activity and item popularity.")
-@click.option(
-    "--out",
-    "folder",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Write figures (SVG, PNG) and tables (LaTeX, CSV) into a folder.",
-)
-@click.option("--force", is_flag=True, help="Replace an earlier --out folder.")
+@reporting.study_options
 @options.tuning_options
 @options.training_options
 def ablate(
@@ -125,6 +118,7 @@ def ablate(
     depth: int | None,
     cutoffs: tuple[int, ...],
     sparsity: bool,
+    page: Path | None,
     folder: Path | None,
     force: bool,
     tune: str | None,
@@ -158,14 +152,13 @@ def ablate(
       mmbench ablate --ladder missing:visual --shares 0.5,1 --out ladder
       mmbench ablate demo/mgcn --drop each --integration fusion,ensemble
       mmbench ablate --sizes 16,32,64
-      mmbench ablate --drop each --stages --sparsity --out report
+      mmbench ablate --drop each --stages --sparsity --html ablation.html
       mmbench ablate my-recipe.yaml --drop each --tune optuna --trials 20
     """
     for given, option, owner, there in (
         (shares, "--shares", "--ladder", ladders),
         (depth, "--depth", "--stages", stages),
         (cutoffs, "--cutoff", "--stages", stages),
-        (force, "--force", "--out", folder),
     ):
         if given and not there:
             raise click.UsageError(f"{option} belongs to {owner}")
@@ -174,14 +167,13 @@ def ablate(
     from mmbench.cli.training import display, ensure_demo, workplace
     from mmbench.cli.tuning import asked_tuning, check_free, tell_searches, tuned
     from mmbench.recipe import load_recipe
-    from mmbench.report.html.exporting import check_targets
     from mmbench.studies.ablation import FORM, SIZE, Asked, design
     from mmbench.studies.findings import STAGE_DEPTH, findings
     from mmbench.studies.questions import questions
     from mmbench.studies.training import train_recipes
 
     tuning = asked_tuning(tune, trials, processes, threads, ray)
-    check_targets(None, folder, force=force)
+    reporting.check_places(page, folder, force=force)
     loaded = [
         load_recipe(name, dataset=dataset, seeds=seeds, settings=settings)
         for name in dict.fromkeys(recipes or ("vbpr",))
@@ -216,8 +208,10 @@ def ablate(
         with display() as events:
             trained = train_recipes(plan.recipes, place, events)
     found = findings(questions(plan, trained), stages=stages, sparsity=sparsity, cutoffs=cutoffs)
-    if folder is not None and place.compute.ranks.is_first:
-        write(found, folder)
+    if place.compute.ranks.is_first:
+        sections = [finding.section for finding in found]
+        runs = [run for result in trained for run in result.chosen.runs]
+        reporting.write_study("Ablation", sections, runs, page, folder)
     show(found, output)
 
 
@@ -232,19 +226,6 @@ def _rungs(ladder: str, shares: Sequence[float] | None) -> list[Asked]:
         Asked(kind, modalities or EACH, share, in_ladder=True)  # type: ignore[arg-type]
         for share in shares or (0.25, 0.5, 0.75, 1.0)
     ]
-
-
-def write(found: Sequence[Finding], folder: Path) -> None:
-    """Write the figures and tables of findings, and say where they are."""
-    from datetime import datetime, timezone
-
-    from mmbench.cli.reporting import command_line
-    from mmbench.report.html.exporting import write_sections
-
-    created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    sections = [finding.section for finding in found]
-    n_files = write_sections(sections, folder, created, command_line())
-    console.note(f"figures and tables: {folder} ({n_files} files)")
 
 
 def show(found: Sequence[Finding], output: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mmbench import console
-from mmbench.cli import options
+from mmbench.cli import options, reporting
 
 DEMO = ("bpr-mf", "vbpr", "itemknn-cbf")
 
@@ -51,6 +51,7 @@ DEMO = ("bpr-mf", "vbpr", "itemknn-cbf")
 @click.option(
     "--baseline", metavar="LABEL", help="Reference system. [default: the best of each column]"
 )
+@reporting.study_options
 @options.training_options
 def cold_start(
     recipes: tuple[str, ...],
@@ -60,6 +61,9 @@ def cold_start(
     split_seed: int | None,
     metrics: tuple[str, ...],
     baseline: str | None,
+    page: Path | None,
+    folder: Path | None,
+    force: bool,
     dataset: str | None,
     seeds: tuple[int, ...],
     settings: tuple[str, ...],
@@ -92,8 +96,10 @@ def cold_start(
     from mmbench.recipe import load_recipe
     from mmbench.report.cold_start import compare_cold
     from mmbench.report.cold_tables import ColdLeaderboard, render_cold
+    from mmbench.report.html.cold_start import cold_start as section
     from mmbench.studies import cold_start as study
 
+    reporting.check_places(page, folder, force=force)
     wanted = metrics or study.METRICS[definition]
     deepest = max(parse_metric(name).k for name in wanted)
     loaded = [
@@ -119,6 +125,8 @@ def cold_start(
         notes=study.notes(found, how),
         baseline=baseline,
     )
+    if place.compute.ranks.is_first:
+        reporting.write_study("Cold start", [section(table)], found.runs, page, folder)
     if output == "table":
         console.result(ColdLeaderboard(table))
     else:

@@ -1,10 +1,11 @@
-"""What `mmbench compare` needs to write a report: its options, and the call."""
+"""What commands need to write a report: its options, and the calls."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,11 +16,13 @@ from mmbench.cli import options
 
 if TYPE_CHECKING:
     from mmbench.report.comparison import Comparison
+    from mmbench.report.html.content import Section
     from mmbench.report.html.evidence import Request
+    from mmbench.runs import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_OPTIONS = (
+_PLACES = (
     click.option(
         "--html",
         "page",
@@ -35,15 +38,30 @@ _OPTIONS = (
         help="Write the report's figures (SVG, PNG) and tables (LaTeX, CSV) into a folder.",
     ),
     click.option("--force", is_flag=True, help="Replace an earlier report."),
-    options.data_dir_option,
 )
 
 
 def report_options(command: Command) -> Command:
-    """The options that belong to the report."""
-    for option in reversed(_OPTIONS):
+    """The options that belong to the report of a comparison."""
+    return study_options(options.data_dir_option(command))
+
+
+def study_options(command: Command) -> Command:
+    """The options that belong to the report of a study, which has --data-dir anyway."""
+    for option in reversed(_PLACES):
         command = option(command)
     return command
+
+
+def check_places(page: Path | None, folder: Path | None, *, force: bool) -> None:
+    """Refuse places that are taken, before any work is done."""
+    if page is None and folder is None:
+        if force:
+            raise click.UsageError("--force belongs to --html and --out")
+        return
+    from mmbench.report.html.exporting import check_targets
+
+    check_targets(page, folder, force=force)
 
 
 def check(page: Path | None, folder: Path | None, *, force: bool, alone: bool) -> None:
@@ -55,18 +73,12 @@ def check(page: Path | None, folder: Path | None, *, force: bool, alone: bool) -
         force: of --force.
         alone: whether an option is given that a report cannot follow.
     """
-    if page is None and folder is None:
-        if force:
-            raise click.UsageError("--force belongs to --html and --out")
-        return
-    if alone:
+    if alone and (page is not None or folder is not None):
         raise click.UsageError(
             "--html and --out do not go with --by, which they hold anyway, nor with "
             "--over-datasets; write one report per dataset"
         )
-    from mmbench.report.html.exporting import check_targets
-
-    check_targets(page, folder, force=force)
+    check_places(page, folder, force=force)
 
 
 def write(request: Request, compared: Comparison, page: Path | None, folder: Path | None) -> None:
@@ -82,6 +94,40 @@ def write(request: Request, compared: Comparison, page: Path | None, folder: Pat
         console.note(f"figures and tables: {folder} ({n_files} files)")
     if page is not None:
         write_page(evidence, sections, page)
+        console.note(f"report: {page}")
+
+
+def write_study(
+    title: str,
+    sections: Sequence[Section],
+    runs: Sequence[Run],
+    page: Path | None,
+    folder: Path | None,
+) -> None:
+    """Write what a study found as a page, as figures and tables, or both; say where it is.
+
+    Args:
+        title: what stands above the page.
+        sections: what was found.
+        runs: from which; the page tells all that is needed to make them again.
+        page: of --html.
+        folder: of --out.
+    """
+    if page is None and folder is None:
+        return
+    from mmbench.report.html.exporting import write_document, write_sections
+    from mmbench.report.html.page import Head
+    from mmbench.report.html.records import facts_of, provenance_of
+    from mmbench.report.systems import group_runs
+
+    created = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    systems = group_runs(list({run.path: run for run in runs}.values()))
+    every = [*sections, provenance_of(systems, created, command_line())]
+    if folder is not None:
+        n_files = write_sections(every, folder, created, command_line())
+        console.note(f"figures and tables: {folder} ({n_files} files)")
+    if page is not None:
+        write_document(Head(title, facts_of(systems), created), every, page)
         console.note(f"report: {page}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mmbench import console
-from mmbench.cli import options
+from mmbench.cli import options, reporting
 
 
 @click.command("stages")
@@ -45,14 +45,7 @@ from mmbench.cli import options
     metavar="DIR",
     help="Where re-ranked lists are stored, as runs.",
 )
-@click.option(
-    "--out",
-    "folder",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Write figures (SVG, PNG) and tables (LaTeX, CSV) into a folder.",
-)
-@click.option("--force", is_flag=True, help="Replace an earlier --out folder.")
+@reporting.study_options
 @options.data_dir_option
 @options.device_option
 @options.format_option
@@ -63,6 +56,7 @@ def stages(
     cutoffs: tuple[int, ...],
     sizes: tuple[int, ...],
     target: Path,
+    page: Path | None,
     folder: Path | None,
     force: bool,
     data_dir: Path,
@@ -79,19 +73,16 @@ def stages(
     \b
     Examples:
       mmbench stages runs/* --baseline bpr-mf --cutoff 10 --cutoff 100
-      mmbench stages runs/* --rerank 100 --out report
+      mmbench stages runs/* --rerank 100 --html stages.html
     """
-    if force and folder is None:
-        raise click.UsageError("--force belongs to --out")
     # Imported here because torch takes seconds to load and --help must not wait.
-    from mmbench.cli.ablate import show, write
+    from mmbench.cli.ablate import show
     from mmbench.engine import device as devices
-    from mmbench.report.html.exporting import check_targets
     from mmbench.runs import find_runs
     from mmbench.studies.pipelines import pipelines, stage_findings
     from mmbench.studies.two_stage import ceilings, two_stages
 
-    check_targets(None, folder, force=force)
+    reporting.check_places(page, folder, force=force)
     opened = find_runs(runs)
     if not opened:
         raise click.UsageError("none of these folders holds a complete run")
@@ -111,6 +102,6 @@ def stages(
         for label, n, share in ceilings(pairs):
             console.note(f"{label}: its first {n} items hold {share:.1%} of the held-out items")
         found += pipelines(pairs)
-    if folder is not None:
-        write(found, folder)
+    sections = [finding.section for finding in found]
+    reporting.write_study("Stages of a pipeline", sections, opened, page, folder)
     show(found, output)

@@ -67,7 +67,7 @@ def test_modalities_joined_by_commas_are_dropped_together(
         (("--cutoff", "5"), "--cutoff belongs to --stages"),
         (("--depth", "50"), "--depth belongs to --stages"),
         (("--stages", "--cutoff", "50", "--depth", "40"), "needs --depth 50 or more"),
-        (("--force",), "--force belongs to --out"),
+        (("--force",), "--force belongs to --html and --out"),
         (("--integration", "ensemble"), "no choice of a form of integration"),
     ],
 )

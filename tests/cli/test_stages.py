@@ -51,7 +51,7 @@ def test_gains_over_k_and_two_stages_of_finished_runs(
         (("--rerank", "41"), "stores 40 items per user"),
         (("--cutoff", "41"), "no cut-off 41"),
         (("--metric", "nothing"), "nothing"),
-        (("--force",), "--force belongs to --out"),
+        (("--force",), "--force belongs to --html and --out"),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(

@@ -134,11 +134,19 @@ Part = Text | Table | Gallery | Listing | Details
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and what stands below it.
+
+    Attributes:
+        name: of its place in the page.
+        heading: what stands above it.
+        parts: what stands below it.
+        menu: what the navigation calls it; the heading unless given.
+    """
 
     name: str
     heading: str
     parts: tuple[Part, ...] = field(default=())
+    menu: str = ""
 
 
 def tables_of(parts: tuple[Part, ...]) -> list[Table]:

@@ -121,9 +121,22 @@ def wrapped(label: str, width: int = LABEL_WIDTH) -> str:
     return "\n".join(textwrap.wrap(label, width, break_on_hyphens=False)) or label
 
 
-def legend(drawing: Drawing, series: Sequence[tuple[str, int]], *, lines: bool = True) -> None:
-    """A legend below the axes, of labels and the indices of their looks; the drawing grows."""
-    names = [wrapped(label) for label, _ in series]
+def legend(
+    drawing: Drawing,
+    series: Sequence[tuple[str, int]],
+    *,
+    lines: bool = True,
+    more: Sequence[tuple[str, Line2D]] = (),
+) -> None:
+    """A legend below the axes, of labels and the indices of their looks; the drawing grows.
+
+    Args:
+        drawing: what it belongs to.
+        series: labels, each with the index of its look.
+        lines: whether the looks have lines.
+        more: further labels with looks of their own.
+    """
+    names = [wrapped(label) for label, _ in (*series, *more)]
     widest = max((len(line) for name in names for line in name.split("\n")), default=1)
     columns = max(1, min(len(names), int(70 // (widest + 6))))
     handles = []
@@ -131,6 +144,7 @@ def legend(drawing: Drawing, series: Sequence[tuple[str, int]], *, lines: bool =
         seen = look(index)
         dashes: Any = seen.dashes if lines else "none"
         handles.append(Line2D([], [], color=seen.color, marker=seen.marker, linestyle=dashes))
+    handles += [handle for _, handle in more]
     n_rows = -(-len(names) // columns)  # filled column by column
     height = 0.19 * sum(
         max(name.count("\n") + 1 for name in names[row::n_rows]) for row in range(n_rows)

@@ -21,7 +21,7 @@ from mmbench.errors import DataError
 from mmbench.report.html import drawing
 from mmbench.report.html.content import Section, Table, figures_of, tables_of
 from mmbench.report.html.evidence import Evidence
-from mmbench.report.html.page import render_page
+from mmbench.report.html.page import Head, head_of, render
 from mmbench.runs import write_json
 
 MARK = "mmbench-report.json"
@@ -62,12 +62,21 @@ def check_targets(page: Path | None, folder: Path | None, *, force: bool) -> Non
 
 
 def write_page(evidence: Evidence, sections: Sequence[Section], page: Path) -> None:
-    """Write the page.
+    """Write the page of a comparison.
 
     Raises:
         DataError: it cannot be written.
     """
-    text = render_page(evidence, sections)
+    write_document(head_of(evidence), sections, page)
+
+
+def write_document(head: Head, sections: Sequence[Section], page: Path) -> None:
+    """As `write_page`, for sections that are no report of one comparison.
+
+    Raises:
+        DataError: the page cannot be written.
+    """
+    text = render(head, sections)
     partial = page.with_name(f"{page.name}.partial-{os.getpid()}")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)

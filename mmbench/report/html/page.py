@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -41,8 +42,34 @@ def make_sections(
     return tuple(section for section in made if section is not None)
 
 
+@dataclass(frozen=True)
+class Head:
+    """What stands above the sections.
+
+    Attributes:
+        title: one line.
+        facts: a few words each.
+        created: when the page was made.
+    """
+
+    title: str
+    facts: tuple[str, ...]
+    created: str
+
+
+def head_of(evidence: Evidence) -> Head:
+    """The head of a comparison's page."""
+    facts = tuple(title(evidence.main).split(" | ")[1:])
+    return Head(evidence.main.dataset, facts, evidence.created)
+
+
 def render_page(evidence: Evidence, sections: Sequence[Section]) -> str:
-    """The page as HTML.
+    """A comparison's page as HTML."""
+    return render(head_of(evidence), sections)
+
+
+def render(head: Head, sections: Sequence[Section]) -> str:
+    """A page as HTML.
 
     Every text is escaped by the template's engine. The figures alone pass as they are: an XML
     writer made them.
@@ -62,12 +89,11 @@ def render_page(evidence: Evidence, sections: Sequence[Section]) -> str:
         )
     )
     scripts = Markup(_source(environment, "page.js"))
-    head = title(evidence.main)
     return environment.get_template("page.html").render(
-        dataset=evidence.main.dataset,
-        facts=head.split(" | ")[1:],
+        title=head.title,
+        facts=head.facts,
         sections=sections,
-        created=evidence.created,
+        created=head.created,
         styles=styles,
         scripts=scripts,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from mmbench.report.html.content import Cell, Column, Details, Listing, Part, Section, Table, Text
 from mmbench.report.html.evidence import Evidence
 from mmbench.report.numbers import count
-from mmbench.report.systems import resolved_recipe
+from mmbench.report.systems import System, resolved_recipe
 
 SHORT_HASH = 12
 
@@ -50,12 +50,17 @@ def dataset_card(evidence: Evidence) -> Section:
 
 def provenance(evidence: Evidence) -> Section:
     """The command, every run with its versions, and every resolved recipe."""
+    return provenance_of(evidence.main.systems, evidence.created, evidence.request.command)
+
+
+def provenance_of(systems: Sequence[System], created: str, command: str) -> Section:
+    """As `provenance`, for a page that is no comparison."""
     parts: list[Part] = [
-        Text((f"Written by mmbench {version('mmbench')} on {evidence.created} with:",)),
-        Listing(evidence.request.command or "not known"),
-        _runs(evidence),
+        Text((f"Written by mmbench {version('mmbench')} on {created} with:",)),
+        Listing(command or "not known"),
+        _runs(systems),
     ]
-    for system in evidence.main.systems:
+    for system in systems:
         run = system.runs[0]
         manifest = {key: value for key, value in run.manifest.items() if key != "metrics"}
         inside: tuple[Part, ...] = (
@@ -67,6 +72,17 @@ def provenance(evidence: Evidence) -> Section:
         )
         parts.append(Details(system.label, inside))
     return Section("provenance", "Provenance", tuple(parts))
+
+
+def facts_of(systems: Sequence[System]) -> tuple[str, ...]:
+    """A few words on a study's runs: the data of each of its datasets, and how many there are."""
+    runs = [run for system in systems for run in system.runs]
+    places = {
+        f"{m['dataset']['name']}, split {m['split']['name']}, protocol {m['protocol']['name']}": m
+        for m in (run.manifest for run in runs)
+    }
+    said = [f"{count(len(systems))} systems", f"{count(len(runs))} runs"]
+    return (*places, *(text.removesuffix("s") if text[:2] == "1 " else text for text in said))
 
 
 def _prepared(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -126,10 +142,10 @@ def _features(features: Iterable[Mapping[str, Any]]) -> Table:
     return Table("features", "Features at hand; recipes say which were used", columns, rows)
 
 
-def _runs(evidence: Evidence) -> Table:
+def _runs(systems: Sequence[System]) -> Table:
     heads = ("finished", "mmbench", "torch", "numpy", "python", "device", "dataset", "split")
     rows = []
-    for system in evidence.main.systems:
+    for system in systems:
         for run in system.runs:
             m = run.manifest
             environment = m.get("environment") or {}
