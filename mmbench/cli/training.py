@@ -95,25 +95,25 @@ def display() -> Iterator[Events]:
 
 
 def ensure_demo(dataset: str, data_dir: Path, split: str | None = None) -> None:
-    """Prepare the embedded demo dataset, its features and a split if asked for and not there."""
-    if dataset != "demo":
+    """Prepare an embedded demo dataset, its features and a split if asked for and not there."""
+    if dataset not in ("demo", "demo-source"):
         return
     from mmbench.engine.ranks import joined_ranks
 
     with joined_ranks() as ranks:
-        ranks.together(lambda: _prepare_demo(data_dir, split), first_only=True)
+        ranks.together(lambda: _prepare_demo(dataset, data_dir, split), first_only=True)
 
 
-def _prepare_demo(data_dir: Path, split: str | None) -> None:
+def _prepare_demo(name: str, data_dir: Path, split: str | None) -> None:
     from mmbench.data.prepare import prepare
     from mmbench.engine.extract import extract_builtin
 
-    if not (data_dir / "demo" / "manifest.json").exists():
-        console.note(f"preparing the embedded demo dataset in {data_dir / 'demo'}")
-        prepare("demo", data_dir=data_dir)
+    if not (data_dir / name / "manifest.json").exists():
+        console.note(f"preparing the embedded demo dataset in {data_dir / name}")
+        prepare(name, data_dir=data_dir)
     if split is not None:  # its default split stays the first one, whoever asks first
-        prepare("demo", data_dir=data_dir, splits=[split])
-    extract_builtin("demo", data_dir)  # what is there already is not made again
+        prepare(name, data_dir=data_dir, splits=[split])
+    extract_builtin(name, data_dir)  # what is there already is not made again
 
 
 def warn_of_no_features(recipe: Recipe) -> None:

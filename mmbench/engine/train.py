@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,14 @@ from mmbench.engine.encoding_facts import encoding_facts
 from mmbench.engine.inputs import Inputs, Target, features_to_device, load_inputs, to_device
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.ranks import ALONE
+from mmbench.engine.start import (
+    Start,
+    find_start,
+    read_weights,
+    sizes_of,
+    sizes_of_inputs,
+    what_moves,
+)
 from mmbench.engine.step import is_out_of_memory
 from mmbench.engine.training import EpochListener, Progress, TrainingLoop
 from mmbench.errors import ConfigError, DataError, MMBenchError, TrainingError
@@ -45,17 +54,26 @@ _UNWRITABLE = {
 
 
 def run_path(recipe: RunRecipe, inputs: Inputs, runs_dir: Path) -> tuple[Path, str]:
-    """The folder of a run and the hash of its system; equal settings and data, equal names."""
-    system = system_hash({"recipe": recipe.identity(), "data": inputs.facts()})
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{recipe.dataset}-{recipe.label}").strip("-.")[:80]
-    return runs_dir / f"{slug}-{system[:8]}-s{recipe.seed}", system
-
-
-def build_model(recipe: RunRecipe, inputs: Inputs, compute: Compute) -> Recommender:
-    """The freshly initialised model on its device.
+    """The folder of a run and the hash of its system; equal settings and data, equal names.
 
     Raises:
-        ConfigError: it does not train the encoders of the recipe.
+        ConfigError, DataError: as `find_start`.
+    """
+    start = find_start(recipe)
+    begins = {} if start is None else {"start": start.identity(recipe.seed)}
+    system = system_hash({"recipe": recipe.identity(), "data": inputs.facts(), **begins})
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{recipe.dataset}-{recipe.label}").strip("-.")[:80]
+    weights = "" if start is None else f"-from-{start.weights_sha256[:8]}"
+    return runs_dir / f"{slug}-{system[:8]}-s{recipe.seed}{weights}", system
+
+
+def build_model(
+    recipe: RunRecipe, inputs: Inputs, compute: Compute, start: Start | None = None
+) -> Recommender:
+    """The freshly initialised model on its device, or one with the weights that it starts from.
+
+    Raises:
+        ConfigError: it does not train the encoders of the recipe, or cannot start so.
     """
     kind = MODELS.get(recipe.model).obj
     given = features_to_device(inputs.features, torch.device("cpu"))
@@ -81,6 +99,8 @@ def build_model(recipe: RunRecipe, inputs: Inputs, compute: Compute) -> Recommen
                 f"{recipe.model} trains no encoders: under encoders.{features.modality} set tune: "
                 "none, or extract vectors and name them under features:"
             )
+    if start is not None:
+        start.begin(model, inputs, given)
     return model.to(compute.device)
 
 
@@ -117,7 +137,8 @@ def train_run(
     try:
         inputs = inputs or load_inputs(recipe, data_dir)
         path, system = run_path(recipe, inputs, runs_dir)
-        run = _Training(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s)
+        start = find_start(recipe)
+        run = _Training(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s, start)
         return run.lead() if compute.ranks.is_first else run.follow()
     except BaseException:
         compute.ranks.leave()  # or the others would wait for this process
@@ -135,6 +156,7 @@ class _Training:
     compute: Compute
     on_epoch: EpochListener | None
     checkpoint_every_s: float
+    start: Start | None
 
     def lead(self) -> Run:
         """Hold the folder, and train in it."""
@@ -181,10 +203,12 @@ class _Training:
     def _train(self, compute: Compute) -> Run:
         recipe, inputs, begin = self.recipe, self.inputs, time.perf_counter()
         compute.reset_peak_memory()
-        model = build_model(recipe, inputs, compute)
+        model = build_model(recipe, inputs, compute, self.start)
         ranker = make_ranker(recipe, inputs, inputs.valid, compute)
         progress = Progress(finished="closed form")
-        if model.fitting == "closed-form":
+        if self.start is not None and not self.start.how.train:
+            progress.finished = "not trained here"
+        elif model.fitting == "closed-form":
             generator = torch.Generator()
             generator.manual_seed(seeding.integer(recipe.seed, "sampling"))
             model.fit(generator)
@@ -196,7 +220,9 @@ class _Training:
             self._epochs(loop)
             progress = loop.progress
             model.load_state(loop.best)
-        return _finish(self.path, recipe, self.system, inputs, compute, model, ranker, progress)
+        return _finish(
+            self.path, recipe, self.system, inputs, compute, model, ranker, progress, self.start
+        )
 
     def _epochs(self, loop: TrainingLoop) -> None:
         """Train to the end, from where an earlier attempt stopped."""
@@ -269,6 +295,7 @@ def _finish(
     model: Recommender,
     ranker: Ranker,
     progress: Progress,
+    start: Start | None = None,
 ) -> Run:
     """Rank both parts with the chosen weights and write all but the manifest, then that."""
     depth = recipe.evaluation.depth
@@ -306,6 +333,7 @@ def _finish(
         "trial": recipe.trial,
         **inputs.facts(),
         **encoding_facts(recipe, inputs, model),
+        **({} if start is None else {"start": _started(start, model, inputs)}),
         "protocol": recipe.protocol.model_dump(mode="json"),
         "model": {
             "name": recipe.model,
@@ -319,6 +347,7 @@ def _finish(
             "epochs": progress.epoch,
             "best_epoch": progress.best_epoch,
             "stopped_by": progress.finished,
+            "steps_per_epoch": progress.steps_per_epoch,
             "select_by": recipe.training.select_by,
             "accumulate": progress.parts,
             "seconds": progress.train_s + progress.evaluate_s,
@@ -335,6 +364,12 @@ def _finish(
     (path / CHECKPOINT).unlink(missing_ok=True)
     compute.ranks.say("written")
     return open_run(path)
+
+
+def _started(start: Start, model: Recommender, inputs: Inputs) -> dict[str, Any]:
+    """What the manifest says of the run that this one starts from."""
+    moved = what_moves(model, read_weights(start.run), sizes_of(start.run), sizes_of_inputs(inputs))
+    return start.facts(moved)
 
 
 def _aggregate(recipe: RunRecipe, lists: RankedLists) -> dict[str, float]:

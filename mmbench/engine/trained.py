@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from mmbench.engine.device import Compute
 from mmbench.engine.inputs import Inputs, load_inputs
+from mmbench.engine.start import read_weights
 from mmbench.engine.train import build_model, make_ranker
 from mmbench.errors import ConfigError, DataError
 from mmbench.models.base import Recommender
@@ -55,7 +53,7 @@ def load_trained(run: Run, data_dir: Path, compute: Compute) -> Trained:
     inputs = load_inputs(recipe, data_dir)
     _check_facts(run, inputs.facts(), data_dir)
     model = build_model(recipe, inputs, compute)
-    model.load_state(_weights(run))
+    model.load_state(read_weights(run))
     model.to(compute.device).eval()
     return Trained(run, recipe, inputs, model, _agreement(run, recipe, inputs, model, compute))
 
@@ -109,15 +107,6 @@ def _check_facts(run: Run, found: Mapping[str, Any], data_dir: Path) -> None:
             f"{run.path} was trained on other data than lie in {data_dir}: {', '.join(differing)} "
             "changed since. Name the right --data-dir, or train the run again"
         )
-
-
-def _weights(run: Run) -> dict[str, torch.Tensor]:
-    file = run.path / "weights.safetensors"
-    try:
-        weights: dict[str, torch.Tensor] = load(file.read_bytes())
-    except (OSError, SafetensorError) as problem:
-        raise DataError(f"{file} cannot be read ({problem}); train the run again") from None
-    return weights
 
 
 def _agreement(

@@ -46,9 +46,12 @@ class Progress:
     evaluate_s: float = 0.0
     history: list[Record] = field(default_factory=list)
     finished: str | None = None
-    """Why training is over: "patience", "epochs", or "closed form" where there is no epoch."""
+    """Why training is over: "patience", "epochs", or, where there is no epoch, "closed form" or
+    "not trained here"."""
     parts: int = 1
     """Into how many parts a batch was cut in the end: the recipe's `accumulate`, or more."""
+    steps_per_epoch: int = 0
+    """Steps of the optimiser; 0 where there are none."""
 
 
 class TrainingLoop:
@@ -142,6 +145,7 @@ class TrainingLoop:
         """One pass over all rows; nothing in here waits for the device until its end."""
         drawn = self.sampler.epoch(self.sampling)
         size, n_rows = self.training.batch_size, len(self.sampler)
+        self.progress.steps_per_epoch = -(-n_rows // size)
         total = torch.zeros((), device=self.compute.device)
         for start in range(0, n_rows, size):
             batch = drawn.batch(slice(start, start + size))

@@ -5,7 +5,7 @@ Shapes: U users, I items, E training interactions, B rows of a batch, D vector w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -179,6 +179,12 @@ class Recommender(nn.Module):
     factors: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = False
     """Whether the model wants the stored token states of a feature set that has them."""
+    of_dataset: ClassVar[tuple[str, ...] | None] = None
+    """Stored tensors with a place for each user or item, which mean nothing in another dataset;
+    None where their sizes tell them, see `mmbench.engine.start`."""
+    fitted_tensors: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of stored tensors whose sizes follow from the data that they were
+    fitted to; they move to another dataset all the same."""
 
     config: ModelConfig
 
@@ -252,6 +258,22 @@ class Recommender(nn.Module):
                 f"the stored weights do not fit this {type(self).__name__}: they belong to other "
                 f"settings or another dataset. {error}"
             ) from error
+
+    def start_from(self, tensors: Mapping[str, Tensor], given: Sequence[ItemFeatures]) -> None:
+        """Take tensors over from a model of another run, by name.
+
+        Args:
+            tensors: of the shapes that this model has, but for `fitted_tensors`.
+            given: the feature sets of this model, for what follows from both.
+        """
+        own = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                if own[name].shape == tensor.shape:
+                    own[name].copy_(tensor)
+                    continue
+                path, _, leaf = name.rpartition(".")
+                self.get_submodule(path).register_buffer(leaf, tensor.to(own[name], copy=True))
 
     def scores(self, users: Tensor) -> Tensor:
         """Scores of all items for some users, float32 [B, I]; by default of the vectors."""

@@ -89,6 +89,7 @@ class MMSR(SequentialRecommender):
     integration = "fusion"
     modalities = frozenset({"visual", "textual", "acoustic", "joint"})
     requires_modality = True
+    of_dataset = ()
     reads_tokens = True
     content = True
     config: MMSRConfig

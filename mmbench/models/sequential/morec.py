@@ -88,6 +88,7 @@ class MoRec(SequentialRecommender):
     integration = "fusion"
     modalities = frozenset({"visual", "textual", "acoustic", "joint"})
     requires_modality = True
+    of_dataset = ()
     reads_tokens = True
     content = True
     config: MoRecConfig

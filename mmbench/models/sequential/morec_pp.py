@@ -37,6 +37,7 @@ class MoRecPlusPlus(SequentialRecommender):
     integration = "fusion"
     modalities = frozenset({"visual", "textual", "acoustic", "joint"})
     requires_modality = True
+    of_dataset = ()
     reads_tokens = True
     content = True
     config: MoRecConfig

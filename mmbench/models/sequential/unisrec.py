@@ -68,6 +68,7 @@ class UniSRec(CosineRecommender):
     integration = "fusion"
     modalities = frozenset({"textual", "joint"})
     requires_modality = True
+    of_dataset = ("table",)
     factors = False
     config: UniSRecConfig
     features: Tensor

@@ -19,6 +19,7 @@ interactions that have a text; it codes all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -63,6 +64,8 @@ class VQRec(CosineRecommender):
     integration = "fusion"
     modalities = frozenset({"textual", "joint"})
     requires_modality = True
+    of_dataset = ("codes",)
+    fitted_tensors = ("quantiser.",)
     config: VQRecConfig
     codes: Tensor
 
@@ -88,6 +91,12 @@ class VQRec(CosineRecommender):
             torch.empty(config.n_parts * config.n_centroids, config.embedding_size)
         )  # V
         nn.init.normal_(self.table, std=0.02)
+
+    def start_from(self, tensors: Mapping[str, Tensor], given: Sequence[ItemFeatures]) -> None:
+        """Take a quantiser and its table over, and code this dataset's items by them."""
+        super().start_from(tensors, given)
+        vectors, _ = stored_vectors("vqrec", list(given))
+        self.codes.copy_(self.quantiser.quantise(vectors))
 
     def items(self, items: Tensor) -> Tensor:
         """Vectors e(i) of some items, [N, d]: eq. 1."""
