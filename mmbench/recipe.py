@@ -161,6 +161,31 @@ class UserSubset(Section):
         return self
 
 
+class EncoderTraining(Section):
+    """How encoders learn inside a general model's own loss: `end_to_end`, for short."""
+
+    name: Literal["end_to_end"] = "end_to_end"
+    mode: Literal["auto", "table", "batch", "stale", "accumulate", "full"] = "auto"
+    """Through which items gradients reach the encoder. batch: those of the batch, of which alone
+    the loss may read. stale: those of the batch; the others are rows of a table. accumulate: all,
+    once in `refresh` steps, by the sum of their gradients. full: all, in every step. table: no
+    encoder learns, rows of features do. auto: batch where the model allows it, else stale."""
+    refresh: Literal["epoch"] | PositiveInt = "epoch"
+    """When the table is computed anew: with each epoch, or after so many steps; and always before
+    an evaluation. For accumulate, after how many steps the encoder learns."""
+    at_once: PositiveInt | None = None
+    """Items that are encoded with gradient at once; a step that needs more encodes them twice, and
+    its memory is that of so many. None: all of a batch's; a fixed number for accumulate and full.
+    """
+    warmup_epochs: NonNegativeInt = 0
+    """Epochs in which the model learns alone, before the encoder does."""
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether it is an encoder that learns, not rows of a table."""
+        return self.mode != "table"
+
+
 class Training(Section):
     """How a model is trained; closed-form models ignore it."""
 
@@ -179,6 +204,11 @@ class Training(Section):
     schedule: Schedule = Schedule()
     clip_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; none if not given."""
+    encoder_clip_norm: PositiveFloat | None = None
+    """Largest norm of the gradient of encoders that learn with the model, which is then no part
+    of what `clip_norm` limits; if not given, it is."""
+    encoder: EncoderTraining | None = None
+    """Trains encoders inside a general model (sequential models need no such key)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16 and float16 run the training step under autocast, float16 with scaled losses;
     weights stay float32."""
@@ -195,6 +225,11 @@ class Training(Section):
     @classmethod
     def _start_from(cls, value: Any) -> Any:
         return {"run": value} if isinstance(value, str) else value
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _encoder(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -415,6 +450,9 @@ class RunRecipe:
         """What defines the system: the resolved recipe without its seed, label and metrics."""
         values = self.as_dict()
         del values["seeds"], values["label"]
+        for later in ("encoder", "encoder_clip_norm"):  # keys that older runs do not have
+            if values["training"][later] is None:
+                del values["training"][later]
         if not self.corruptions:
             del values["corruptions"]
         # Metrics are computed from the stored lists at any time; only their length is fixed.
@@ -691,9 +729,49 @@ def _check(raw: Mapping[str, Any], source: str) -> tuple[_Shape, ModelConfig]:
                 problems.append(f"model.name: {error}")
             except ValidationError as error:
                 problems += _problems(error, config, ("model",))
+    if shape is not None and settings is not None:
+        problems += _encoder_problems(shape)
     if problems or shape is None or settings is None:
         raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
     return shape, settings
+
+
+def _encoder_problems(shape: _Shape) -> list[str]:
+    """Why `training.encoder` and the rest of a recipe do not go together."""
+    how = shape.training.encoder
+    if how is None:
+        return []
+    model = MODELS.get(str(shape.model["name"]))
+    where = "training.encoder"
+    if model.obj.family == "sequential":
+        return [
+            f"{where}: {model.name} is a sequential model, which trains the encoders under "
+            "encoders: without it; remove the key"
+        ]
+    if model.obj.reads_features == "once":
+        able = [name for name in MODELS.names() if MODELS.get(name).obj.reads_features != "once"]
+        return [
+            f"{where}: {model.name} cannot be trained end to end, as it reads features once, "
+            f"before it is trained; these models can: {', '.join(able)}"
+        ]
+    if not how.trains_encoder:
+        if shape.features or shape.encoders:
+            return []
+        return [f"{where}.mode table trains rows of features; name a set under features:"]
+    if all(encoder.tune == "none" for encoder in shape.encoders.values()):
+        if shape.encoders:
+            names = ", ".join(f"encoders.{modality}.tune" for modality in shape.encoders)
+            return [f"{where}: no encoder is to learn; set {names} to top or full, or remove it"]
+        return [
+            f"{where}: there is no encoder that could learn; name one under encoders:, for "
+            "example encoders.textual: {name: minilm-l6}, or take mode: table for stored features"
+        ]
+    if how.mode == "batch" and model.obj.reads_features != "batch":
+        return [
+            f"{where}.mode batch: a step of {model.name} reads the features of all items, not of "
+            "its batch alone; take stale, accumulate or full"
+        ]
+    return []
 
 
 def _problems(error: ValidationError, root: type[BaseModel], prefix: tuple[str, ...]) -> list[str]:

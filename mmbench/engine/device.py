@@ -16,6 +16,9 @@ import torch
 from mmbench.engine.ranks import ALONE, Ranks
 from mmbench.errors import ConfigError
 
+Drawn = tuple[torch.Tensor, torch.Tensor | None]
+"""States of the generators of the CPU and of the device."""
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -58,6 +61,17 @@ class Compute:
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+    def drawn(self) -> Drawn:
+        """States of torch's global generators; microseconds, and no wait."""
+        of_device = torch.cuda.get_rng_state(self.device) if self.is_cuda else None
+        return torch.get_rng_state(), of_device
+
+    def draw_from(self, states: Drawn) -> None:
+        """Let torch's global generators go on from states that `drawn` told."""
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1], self.device)
 
     def synchronise(self) -> None:
         """Wait until the device has done all that was asked, before a clock is read."""

@@ -83,7 +83,13 @@ class LiveSource:
         return plain
 
     def make(
-        self, *, seed: int, precision: str, compute: Compute, is_sequential: bool
+        self,
+        *,
+        seed: int,
+        precision: str,
+        compute: Compute,
+        is_sequential: bool,
+        fills: bool = False,
     ) -> ItemFeatures:
         """The encoder as a model is given it, fresh, on its device.
 
@@ -91,10 +97,17 @@ class LiveSource:
             seed: of the run, from which masks of patches are drawn.
             precision: of training; evaluation is in float32.
             is_sequential: whether the model reads tokens, not pooled vectors.
+            fills: whether items without the content get the mean of the others' vectors, in place
+                of what the encoder makes of an empty one.
         """
         made = LiveItemEncoder(self, seed, precision, compute, reads_tokens=is_sequential)
-        matrix = torch.zeros(self.dataset.n_items, 0) if is_sequential else made.every_vector()
         present = torch.from_numpy(np.array(self.contents.has))
+        if is_sequential:
+            matrix = torch.zeros(self.dataset.n_items, 0)
+        elif fills:
+            matrix = made.table(present.nonzero()[:, 0])
+        else:
+            matrix = made.every_vector()
         return ItemFeatures(
             f"{self.modality}__{self.how.name}", self.modality, matrix, present, encoder=made
         )
@@ -269,14 +282,23 @@ class LiveItemEncoder(ItemEncoder):
         return self._encoded(items).pooled.float()
 
     @torch.no_grad()
-    def every_vector(self) -> Tensor:
-        """Pooled vectors of all items in evaluation mode [I, F], on the CPU."""
+    def every_vector(self, chosen: Tensor | None = None) -> Tensor:
+        """Pooled vectors of all items in evaluation mode [I, F], on the CPU.
+
+        Args:
+            chosen: items int64 [N], ascending, whose vectors alone are computed, [N, F].
+        """
         was_training = self.training
         self.train(False)
-        parts = [(items.cpu(), self.vectors(items).cpu()) for items in self._chunks()]
+        among = None if chosen is None else chosen.cpu().numpy()
+        parts = [(items.cpu(), self.vectors(items).cpu()) for items in self._chunks(among)]
         self.train(was_training)
         order = torch.cat([items for items, _ in parts]).argsort()
         return torch.cat([vectors for _, vectors in parts])[order]
+
+    def table(self, items: Tensor) -> Tensor:
+        """`every_vector` of some items; all the others get the mean of theirs, [I, F]."""
+        return filled(items.cpu(), self.every_vector(items), self._source.dataset.n_items)
 
     def train(self, mode: bool = True) -> LiveItemEncoder:
         """Set the mode of what learns; see the class for the rest."""
@@ -332,12 +354,13 @@ class LiveItemEncoder(ItemEncoder):
             raise ConfigError(f"{self.how.name} gives no states of tokens, so it cannot learn")
         return found.tokens
 
-    def _chunks(self) -> Iterator[Tensor]:
-        """All items, texts of one length together."""
-        n_items = self._source.dataset.n_items
-        order = np.arange(n_items) if self._texts is None else np.argsort(self._texts.lengths)
+    def _chunks(self, chosen: NDArray[np.int64] | None = None) -> Iterator[Tensor]:
+        """All items or some, texts of one length together."""
+        order = np.arange(self._source.dataset.n_items) if chosen is None else chosen
+        if self._texts is not None:
+            order = order[np.argsort(self._texts.lengths[order])]
         size = CHUNK[self._device.type]
-        for start in range(0, n_items, size):
+        for start in range(0, len(order), size):
             yield torch.from_numpy(order[start : start + size]).to(self._device)
 
     def _is_exact(self) -> bool:
@@ -361,7 +384,7 @@ class LiveItemEncoder(ItemEncoder):
             "device": self._device.type,
             "versions": versions(),
         }
-        with _autocast(self._device, precision):
+        with autocast_in(self._device, precision):
             longest = 0 if self._texts is None else int(self._texts.lengths.argmax())
             first = torch.tensor([longest], device=self._device)
             samples = self._trunk.capture(lambda: self._read(first))
@@ -373,7 +396,7 @@ class LiveItemEncoder(ItemEncoder):
 
         def fill(arrays: Sequence[NDArray[Any]]) -> dict[str, Any]:
             for items in self._chunks():
-                with _autocast(self._device, precision):
+                with autocast_in(self._device, precision):
                     found = self._trunk.capture(lambda batch=items: self._read(batch))  # type: ignore[misc]
                 rows = items.cpu().numpy()
                 for array, state in zip(arrays, found, strict=True):
@@ -399,6 +422,12 @@ class LiveItemEncoder(ItemEncoder):
         ]
 
 
+def filled(items: Tensor, vectors: Tensor, n_items: int) -> Tensor:
+    """A table [I, F] of the vectors of some items; the others get their mean."""
+    mean = vectors.mean(dim=0, dtype=torch.float64).to(vectors.dtype)
+    return mean.repeat(n_items, 1).index_copy(0, items, vectors)
+
+
 def _towers_or_none(module: nn.Module, modality: str) -> tuple[Any, ...]:
     """The towers, where there are any to be told apart."""
     try:
@@ -419,7 +448,8 @@ def _register(owner: nn.Module, name: str, weight: nn.Parameter) -> None:
     owner.register_parameter(leaf, weight)
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast_in(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a precision, as recipes name it."""
     kind = PRECISIONS[precision]
     return torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None)
 

@@ -17,12 +17,7 @@ def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any
 
     A group without parameters is left out, and so is what does not learn at all.
     """
-    of_encoders = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, ItemEncoder)
-        for parameter in module.parameters()
-    }
+    of_encoders = _of_encoders(model)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     encoder_rate = training.encoder_learning_rate
     groups: list[dict[str, Any]] = [
@@ -38,6 +33,31 @@ def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any
         },
     ]
     return [group for group in groups if group["params"]]
+
+
+def clipped_groups(model: nn.Module, training: Training) -> list[tuple[list[nn.Parameter], float]]:
+    """Parameters whose gradients have a largest norm together, and that norm.
+
+    All of them, unless `encoder_clip_norm` parts the encoders' from the model's own.
+    """
+    norm, encoder_norm = training.clip_norm, training.encoder_clip_norm
+    if encoder_norm is None:
+        return [] if norm is None else [(list(model.parameters()), norm)]
+    of_encoders = _of_encoders(model)
+    inside = [p for p in model.parameters() if id(p) in of_encoders]
+    outside = [p for p in model.parameters() if id(p) not in of_encoders]
+    found = [] if norm is None else [(outside, norm)]
+    return [*found, (inside, encoder_norm)]
+
+
+def _of_encoders(model: nn.Module) -> set[int]:
+    """Identities of the parameters of encoders that learn with a model."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, ItemEncoder)
+        for parameter in module.parameters()
+    }
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from mmbench.engine.device import Compute
+from mmbench.engine.end_to_end import EndToEnd
 from mmbench.engine.exchange import sum_gradients
-from mmbench.engine.optimisation import make_optimizer
+from mmbench.engine.optimisation import clipped_groups, make_optimizer
 from mmbench.errors import TrainingError
 from mmbench.models.base import Recommender
 from mmbench.recipe import Training
@@ -44,14 +45,22 @@ class Step:
     Args:
         model: on its device; what learns has `requires_grad`.
         training: the recipe's section.
+        encoding: what encodes for a general model that is trained end to end.
 
     Attributes:
         parts: into how many parts a batch is cut at present.
         note: what is to be said about memory; whoever says it empties it.
     """
 
-    def __init__(self, model: Recommender, training: Training, compute: Compute) -> None:
-        self.model, self.compute, self.clip_norm = model, compute, training.clip_norm
+    def __init__(
+        self,
+        model: Recommender,
+        training: Training,
+        compute: Compute,
+        encoding: EndToEnd | None = None,
+    ) -> None:
+        self.model, self.compute, self.encoding = model, compute, encoding
+        self.norms = clipped_groups(model, training)
         self.optimizer = make_optimizer(model, training)
         self.learning = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -78,13 +87,14 @@ class Step:
         Raises:
             TrainingError: not even parts of one row fit in memory, or the optimiser does not.
         """
-        drawn = self._generators()
+        drawn = self.compute.drawn()
         while (losses := self._gradients(batch)) is None:
             self._halve(len(batch))
-            self._restore_generators(drawn)
-        if self.clip_norm is not None:
+            self.compute.draw_from(drawn)
+        if self.norms:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+            for parameters, norm in self.norms:
+                torch.nn.utils.clip_grad_norm_(parameters, norm)
         try:
             self.scaler.step(self.optimizer)
         except (RuntimeError, MemoryError) as problem:
@@ -95,26 +105,39 @@ class Step:
                 "training.optimizer=sgd, which keeps none"
             ) from None
         self.scaler.update()
+        if self.encoding is not None:
+            self.encoding.done()
         return losses
 
     def _gradients(self, batch: Any) -> Tensor | None:
         """Leave the gradient of a batch in the parameters; None where memory was not enough."""
         self.optimizer.zero_grad(set_to_none=True)
         total, failed = torch.zeros((), device=self.compute.device), False
+        encoding = self.encoding
         try:
+            if encoding is not None:
+                encoding.begin()
             for part, share in self._shares(batch):
+                if encoding is not None:
+                    encoding.give(part)
                 with self.autocast:
                     terms = self.model.training_step(part)
                 losses = torch.stack([term.float() for term in terms.values()])
                 if share is not None:
                     losses = losses * share
                 self.scaler.scale(losses.sum()).backward()  # type: ignore[no-untyped-call]
+                if encoding is not None:
+                    encoding.take()
                 self.terms = list(terms)
                 total = total + losses.detach()
+            if encoding is not None:
+                encoding.end(self.scaler.scale(torch.ones((), device=self.compute.device)))
         except (RuntimeError, MemoryError) as problem:
             if not is_out_of_memory(problem):
                 raise
             failed = True
+            if encoding is not None:
+                encoding.withdraw()
         if self.ranks.size > 1:
             failed = not sum_gradients(self.ranks, self.learning, failed=failed)
         return None if failed else total
@@ -145,22 +168,12 @@ class Step:
                 "model.max_length, or another device"
             )
         self.parts *= 2
+        if self.encoding is not None:
+            self.encoding.halve()
         self.note = (
             f"a batch of {n_rows} rows does not fit in memory; from here on each is cut into "
             f"{self.parts} parts, whose gradients are added up (training.accumulate)"
         )
-
-    def _generators(self) -> tuple[Tensor, Tensor | None]:
-        """States of the generators that a step may draw from; microseconds, and no wait."""
-        of_device = None
-        if self.compute.is_cuda:
-            of_device = torch.cuda.get_rng_state(self.compute.device)
-        return torch.get_rng_state(), of_device
-
-    def _restore_generators(self, states: tuple[Tensor, Tensor | None]) -> None:
-        torch.set_rng_state(states[0])
-        if states[1] is not None:
-            torch.cuda.set_rng_state(states[1], self.compute.device)
 
     def check_scale(self) -> None:
         """Refuse to go on where float16 has no finite gradient left; waits for the device.

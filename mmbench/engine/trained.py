@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from mmbench.engine.device import Compute
+from mmbench.engine.end_to_end import refresh
 from mmbench.engine.inputs import Inputs, load_inputs
 from mmbench.engine.start import read_weights
 from mmbench.engine.train import build_model, make_ranker
@@ -55,6 +56,7 @@ def load_trained(run: Run, data_dir: Path, compute: Compute) -> Trained:
     model = build_model(recipe, inputs, compute)
     model.load_state(read_weights(run))
     model.to(compute.device).eval()
+    refresh(model, compute)
     return Trained(run, recipe, inputs, model, _agreement(run, recipe, inputs, model, compute))
 
 

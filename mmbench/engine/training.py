@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmbench import seeding
 from mmbench.engine.device import Compute
+from mmbench.engine.end_to_end import EndToEnd
 from mmbench.engine.exchange import from_first, summed
 from mmbench.engine.optimisation import learning_rate_factor
 from mmbench.engine.ranking import Ranker
@@ -82,9 +83,13 @@ class TrainingLoop:
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
         self.step: Step | None = None
+        self.encoding: EndToEnd | None = None
         if model.fitting == "gradient":
             self.sampler = make_sampler(model, train, recipe.protocol.negatives)
-            self.step = Step(model, self.training, compute)
+            how, precision = self.training.encoder, self.training.precision
+            if how is not None and how.trains_encoder:
+                self.encoding = EndToEnd(model, how, precision, compute)
+            self.step = Step(model, self.training, compute, self.encoding)
 
     def run(self) -> Iterator[Record]:
         """Train until patience or epochs end; yields each epoch's record when it is over.
@@ -139,6 +144,11 @@ class TrainingLoop:
             self.progress.parts = self.step.parts
             if self.step.note:
                 record["memory"], self.step.note = self.step.note, ""
+        if self.encoding is not None:
+            record["encoder"] = {
+                "items": self.encoding.n_encoded,
+                "table_age": self.encoding.age,
+            }
         return record
 
     def _gradient_epoch(self, step: Step) -> dict[str, float]:
@@ -146,6 +156,8 @@ class TrainingLoop:
         drawn = self.sampler.epoch(self.sampling)
         size, n_rows = self.training.batch_size, len(self.sampler)
         self.progress.steps_per_epoch = -(-n_rows // size)
+        if self.encoding is not None:
+            self.encoding.start_epoch(self.progress.epoch + 1, math.ceil(n_rows / size))
         total = torch.zeros((), device=self.compute.device)
         for start in range(0, n_rows, size):
             batch = drawn.batch(slice(start, start + size))
@@ -178,6 +190,9 @@ class TrainingLoop:
 
     def _evaluate(self, record: Record) -> None:
         begin = time.perf_counter()
+        if self.encoding is not None:
+            self.encoding.bring_up_to_date()
+            record["encoder"]["drift"] = self.encoding.drift()
         with self._named(record["epoch"]):
             lists = self.ranker.rank(self.model, self.depth)
         record["valid"] = {
@@ -211,6 +226,7 @@ class TrainingLoop:
             "progress": dict(vars(self.progress)),
             "model": self.model.state_dict(),
             "step": self.step.state() if self.step else None,
+            "encoding": self.encoding.state() if self.encoding else None,
             "best": self.best,
             "sampling": self.sampling.get_state(),
             "torch": torch.get_rng_state(),
@@ -223,6 +239,8 @@ class TrainingLoop:
         self.model.load_state(state["model"])
         if self.step is not None:
             self.step.restore(state["step"])
+        if self.encoding is not None:
+            self.encoding.restore(state["encoding"])
         device = self.compute.device
         self.best = {name: tensor.to(device) for name, tensor in state["best"].items()}
         self.sampling.set_state(state["sampling"].cpu())

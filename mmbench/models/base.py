@@ -101,6 +101,7 @@ class ItemFeatures:
         token_mask: which tokens are real, bool [I, T]; None where all are.
         encoder: learns with the model in place of `matrix`, which is then [I, 0] for a
             sequential model and the encoder's first pooled vectors for any other.
+        learns: whether the rows of `matrix` are trained with the model, as parameters.
     """
 
     name: str
@@ -110,6 +111,12 @@ class ItemFeatures:
     tokens: Tensor | None = None
     token_mask: Tensor | None = None
     encoder: ItemEncoder | None = None
+    learns: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether rows differ from step to step, so that nothing of them may be kept."""
+        return self.learns or self.encoder is not None
 
 
 class ItemEncoder(nn.Module):
@@ -134,6 +141,10 @@ class ItemEncoder(nn.Module):
             items: int64 [N], on the encoder's device; an item without content has tokens too (the
                 special ones of a text, those of a grey picture).
         """
+        raise NotImplementedError
+
+    def vectors(self, items: Tensor) -> Tensor:
+        """Pooled vectors of items int64 [N], float32 [N, F], with gradient to what learns."""
         raise NotImplementedError
 
 
@@ -185,6 +196,9 @@ class Recommender(nn.Module):
     fitted_tensors: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of stored tensors whose sizes follow from the data that they were
     fitted to; they move to another dataset all the same."""
+    reads_features: ClassVar[Literal["once", "batch", "all"]] = "once"
+    """When a general model reads its features: "once", at construction, so that they cannot learn
+    with it; else in every step, the rows of `batch_items` alone or those of all items."""
 
     config: ModelConfig
 
@@ -198,6 +212,20 @@ class Recommender(nn.Module):
     def n_terms(self, batch: Any) -> float | Tensor:
         """How many terms the loss of a batch is the mean of; a part of a batch counts by it."""
         return len(batch)
+
+    def batch_items(self, batch: Any) -> Tensor:
+        """The items whose features a step on a batch reads first of all, int64, with repetition.
+
+        Of an encoder that learns their rows carry the gradient.
+        """
+        items: Tensor = torch.cat([batch.positives, batch.negatives])
+        return items
+
+    def on_features_change(self) -> None:
+        """Called when tables of features have been computed anew by an encoder that learns.
+
+        What stands still in between, such as who is near whom, is computed again here.
+        """
 
     def on_epoch_start(self, epoch: int) -> None:
         """Called before each epoch, counted from 1; graphs are rebuilt here."""

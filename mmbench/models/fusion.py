@@ -5,7 +5,8 @@ Shapes: N rows, D columns, M views.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,27 +16,128 @@ from torch import Tensor, nn
 from mmbench.models.base import ItemFeatures
 
 
-class FeatureTables(nn.Module):
-    """The raw features X_m [I, d_m] of each modality given: trained, or kept as they are.
+@dataclass
+class _Live:
+    """Rows of some items that carry gradient, until they are withdrawn.
 
-    Trained ones are parameters that start as what is given; the given matrices stay untouched.
+    Attributes:
+        items: whose rows they are, distinct, int64 [N]; None where they are the whole table.
+        rows: [N, d_m] or [I, d_m], as the tables' `prepare` leaves them.
+        table: the whole table with these rows in it, once it was asked for.
     """
 
-    def __init__(self, given: Sequence[ItemFeatures], *, frozen: bool) -> None:
+    items: Tensor | None
+    rows: Tensor
+    table: Tensor | None = None
+
+
+class FeatureTables(nn.Module):
+    """The features X_m [I, d_m] of each modality given, in one of three ways.
+
+        fixed     as given, for ever
+        trained   parameters that start as what is given, which stays untouched
+        encoded   by an encoder that learns: a table without gradient that the engine computes
+                  anew from time to time (`refresh`), in which, during a step, the rows of some
+                  items are those that were encoded for it, with gradient (`give`, `withdraw`)
+
+    Args:
+        frozen: whether what no encoder makes is fixed, unless it is marked as learning.
+        prepare: what is done to rows, to each by itself, before anything reads them.
+
+    Attributes:
+        encoders: those that learn, by modality.
+    """
+
+    def __init__(
+        self,
+        given: Sequence[ItemFeatures],
+        *,
+        frozen: bool,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.modalities = tuple(features.modality for features in given)
         self._memory: dict[Any, Tensor] = {}
+        self._prepare = prepare
+        self._live: dict[str, _Live] = {}
+        self.encoders = nn.ModuleDict()
         for features in given:
-            if frozen:
-                self.register_buffer(features.modality, features.matrix.float(), persistent=False)
+            name, matrix = features.modality, features.matrix.float()
+            if features.encoder is not None:
+                matrix = matrix.clone()  # to be overwritten, unlike what was given
+                self.encoders[name] = features.encoder
+                self.register_buffer(_present(name), features.present, persistent=False)
+                if prepare is not None:
+                    self.register_buffer(_encoded(name), matrix, persistent=False)
+            if features.encoder is not None or (frozen and not features.learns):
+                prepared = matrix if prepare is None else prepare(matrix)
+                self.register_buffer(name, prepared, persistent=False)
             else:
-                start = features.matrix.detach().float().clone()
-                self.register_parameter(features.modality, nn.Parameter(start))
+                self.register_parameter(name, nn.Parameter(matrix.detach().clone()))
 
     def __getitem__(self, modality: str) -> Tensor:
         """X_m of one modality, [I, d_m]."""
+        live, table = self._live.get(modality), self.table(modality)
+        if live is None:
+            return table
+        if live.items is None:
+            return live.rows
+        if live.table is None:
+            live.table = table.index_copy(0, live.items, live.rows.to(table.dtype))
+        return live.table
+
+    def table(self, modality: str) -> Tensor:
+        """X_m, [I, d_m], without what was given for the present step."""
         table: Tensor = getattr(self, modality)
+        if self._prepare is not None and isinstance(table, nn.Parameter):
+            table = self._prepare(table)
         return table
+
+    def rows(self, modality: str, items: Tensor) -> Tensor:
+        """Rows of X_m of some items, [len(items), d_m]."""
+        live, table = self._live.get(modality), self.table(modality)
+        if live is None:
+            return table.index_select(0, items)
+        if live.items is None:
+            return live.rows.index_select(0, items)
+        # Not from a copy of the whole table: most of it belongs to other items.
+        places = torch.full((len(table),), -1, device=items.device)
+        places[live.items] = torch.arange(len(live.items), device=items.device)
+        place = places.index_select(0, items)
+        found = live.rows.index_select(0, place.clamp_min(0)).to(table.dtype)
+        return torch.where((place < 0)[:, None], table.index_select(0, items), found)
+
+    def encoded(self, modality: str) -> Tensor:
+        """What the encoder of a modality last made of all items, unprepared, [I, d_m]."""
+        table: Tensor = getattr(self, modality if self._prepare is None else _encoded(modality))
+        return table
+
+    def present(self, modality: str) -> Tensor:
+        """Which items have the modality of an encoder, bool [I]."""
+        present: Tensor = getattr(self, _present(modality))
+        return present
+
+    @torch.no_grad()
+    def refresh(self, modality: str, table: Tensor) -> None:
+        """Put another table [I, d_m] in place of what an encoder once made."""
+        self.encoded(modality).copy_(table)
+        if self._prepare is not None:
+            getattr(self, modality).copy_(self._prepare(table))
+
+    def give(self, modality: str, items: Tensor | None, rows: Tensor) -> None:
+        """Let the rows of some distinct items, or the whole table, carry gradient until withdrawn.
+
+        Args:
+            items: int64 [N]; None for all.
+            rows: as the encoder makes them, [N, d_m] or [I, d_m].
+        """
+        if items is not None and not len(items):
+            return
+        self._live[modality] = _Live(items, rows if self._prepare is None else self._prepare(rows))
+
+    def withdraw(self) -> None:
+        """Take back all that was given."""
+        self._live.clear()
 
     def projected(self, modality: str, layer: nn.Module) -> Tensor:
         """X_m W + b of all items by a linear layer, [I, D], with gradient to all three.
@@ -51,9 +153,13 @@ class FeatureTables(nn.Module):
             projected = _Projected.apply(table, layer.weight, layer.bias, self._memory)
         return projected
 
-    def rows(self, modality: str, items: Tensor) -> Tensor:
-        """Rows of X_m of some items, [len(items), d_m]."""
-        return self[modality].index_select(0, items)
+
+def _encoded(modality: str) -> str:
+    return f"{modality}_encoded"
+
+
+def _present(modality: str) -> str:
+    return f"{modality}_present"
 
 
 class _Projected(torch.autograd.Function):

@@ -31,6 +31,7 @@ from mmbench.models.base import (
     Recommender,
     register_model,
 )
+from mmbench.models.fusion import FeatureTables
 
 
 class VBPRConfig(ModelConfig):
@@ -54,14 +55,17 @@ class VBPR(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "batch"
     config: VBPRConfig
-    features: Tensor | None  # X, [I, C]; None drops the branch
+    features: Tensor | None  # X, [I, C]; None if it changes, or without any, which drops F
 
     def __init__(self, config: VBPRConfig, train: Interactions, given: list[ItemFeatures]) -> None:
         super().__init__()
         self.config = config
+        changes = any(g.changes for g in given)
+        self.tables = FeatureTables(given if changes else [], frozen=True)  # X, where it changes
         joined = torch.cat([g.matrix for g in given], dim=1).float() if given else None
-        self.register_buffer("features", joined, persistent=False)
+        self.register_buffer("features", None if changes else joined, persistent=False)
         self._gathered = torch.empty(0)
         halves = 1 if joined is None else 2
         self.users = nn.Parameter(torch.empty(train.n_users, halves * config.embedding_size))  # T
@@ -108,18 +112,30 @@ class VBPR(Recommender):
 
     @property
     def _has_offset(self) -> bool:
-        return self.config.visual_bias and self.features is not None
+        return self.config.visual_bias and hasattr(self, "project")
 
     def _items(self, items: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """[q_i ; F_i] and, with `visual_bias`, the offset b_i + beta'. X_i of some items or all."""
-        vectors, features = _rows(self.items, items), self.features
+        vectors, features = _rows(self.items, items), self._features(items)
         if features is None:
             return vectors, None
-        features = features if items is None else self._gather(features, items)
         offset = None
         if self.config.visual_bias:
             offset = _rows(self.item_bias, items) + features @ self.feature_bias
         return torch.cat([vectors, self.project(features)], dim=1), offset
+
+    def _features(self, items: Tensor | None) -> Tensor | None:
+        """X of some items or all, [N, C]; None without any."""
+        if self.features is not None:
+            return self.features if items is None else self._gather(self.features, items)
+        tables = self.tables
+        if not tables.modalities:
+            return None
+        parts = [
+            tables[name] if items is None else tables.rows(name, items)
+            for name in tables.modalities
+        ]
+        return torch.cat(parts, dim=1)
 
     def _gather(self, features: Tensor, items: Tensor) -> Tensor:
         """X_i of some items, [N, C], valid until the next call."""
