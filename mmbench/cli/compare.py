@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mmbench import console
-from mmbench.cli import options, reporting
+from mmbench.cli import laying_out, options, reporting
 from mmbench.errors import ConfigError
 
 REGRESSION = 1
@@ -41,8 +41,12 @@ REGRESSION = 1
 )
 @click.option(
     "--by",
-    type=click.Choice(["user-activity", "item-popularity", "k"]),
-    help="Break every metric down by a kind of user or item, or by cut-off.",
+    type=click.Choice(
+        ["user-activity", "item-popularity", "k", "modality-presence", "history-presence"]
+    ),
+    help="Break every metric down by a kind of user or item, or by cut-off. The last two read the "
+    "prepared dataset: items by the modalities that they lack, users by those that the items of "
+    "their history lack.",
 )
 @click.option(
     "--cutoff",
@@ -120,6 +124,12 @@ REGRESSION = 1
     is_flag=True,
     help="Rank systems of equal label over several datasets: average ranks, Friedman test, Holm.",
 )
+@click.option(
+    "--tsne",
+    is_flag=True,
+    help="Of --html and --out: load the weights, and draw item vectors in two dimensions.",
+)
+@laying_out.layout_option
 @reporting.report_options
 @options.format_option
 @click.pass_context
@@ -143,6 +153,8 @@ def compare(
     margin: float,
     level: str,
     over_datasets: bool,
+    tsne: bool,
+    layout: str | None,
     page: Path | None,
     folder: Path | None,
     force: bool,
@@ -162,7 +174,9 @@ def compare(
       mmbench compare runs/* --baseline vbpr --metric ndcg@20 --format latex
       mmbench compare runs/* --cost --published
       mmbench compare runs/* --by item-popularity --metric recall@20
-      mmbench compare runs/* --baseline vbpr --html report.html --out report
+      mmbench compare runs/* --by modality-presence --baseline lightgcn
+      mmbench compare runs/* --baseline vbpr --html report.html --out report --tsne
+      mmbench compare runs/* --layout paradigms --published
       mmbench compare runs/new --against runs/main --fail-on-regression
     """
     if against and baseline:
@@ -179,7 +193,22 @@ def compare(
         raise click.UsageError(
             "--over-datasets goes with --baseline, --metric, --part and --format alone"
         )
+    laying_out.check(
+        layout,
+        {
+            "--against": against,
+            "--by": by,
+            "--details": details,
+            "--cost": cost,
+            "--fail-on-regression": fail_on_regression,
+            "--over-datasets": over_datasets,
+            "--html": page,
+            "--out": folder,
+        },
+    )
     reporting.check(page, folder, force=force, alone=bool(by) or over_datasets)
+    if tsne and page is None and folder is None:
+        raise click.UsageError("--tsne belongs to --html and --out")
     if published and (by or part == "valid"):
         raise click.UsageError(
             "papers report the whole test part, so --published goes without --by and --part valid"
@@ -187,13 +216,30 @@ def compare(
     # Imported here because scipy takes a second to load and --help must not wait.
     from mmbench.report import comparison as comparing
     from mmbench.report.beside import published_beside
-    from mmbench.report.breakdown import CUTOFFS
+    from mmbench.report.breakdown import CUTOFFS, OF_PRESENCE
     from mmbench.report.cost import costs
     from mmbench.report.leaderboard import leaderboard, render
+    from mmbench.report.presence import presence_of
     from mmbench.report.regression import regressions
     from mmbench.runs import find_runs
 
     ours, theirs = find_runs(runs), find_runs(against)
+    if layout is not None:
+        laying_out.print_layout(
+            ours,
+            layout,
+            output,
+            data_dir,
+            published=published,
+            metrics=metrics,
+            baseline=baseline,
+            part=part,
+            test=test,
+            correction=correction,
+            family=family,
+            alpha=alpha,
+        )
+        return
     if over_datasets:
         from mmbench.report.across import rank_over_datasets, ranking_tables, ranking_text
 
@@ -208,6 +254,9 @@ def compare(
         raise ConfigError(
             f"{sorted(both)[0]} is on both sides; name other RUNS, or another --against"
         )
+    presence = None
+    if by in OF_PRESENCE:
+        presence = presence_of([*ours, *theirs], data_dir, part)  # type: ignore[arg-type]
     compared = comparing.compare(
         ours,
         metrics=metrics,
@@ -219,6 +268,7 @@ def compare(
         family=family,  # type: ignore[arg-type]
         by=by,  # type: ignore[arg-type]
         cutoffs=cutoffs or CUTOFFS,
+        presence=presence,
         alpha=alpha,
     )
     # Before anything is printed, so that bad input prints no result.
@@ -240,7 +290,13 @@ def compare(
             data_dir=data_dir,
             command=reporting.command_line(),
         )
-        reporting.write(request, compared, page, folder)
+        panels = None
+        if tsne:
+            from mmbench.engine import device as devices
+            from mmbench.studies.vectors import lay_out
+
+            panels = lay_out([*ours, *theirs], data_dir, devices.choose("auto"))
+        reporting.write(request, compared, page, folder, panels=panels)
     papers = published_beside(compared) if published else None
     if output == "table":
         console.result(leaderboard(compared, details=details, cost=spent, published=papers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,9 +16,11 @@ from mmbench import console
 from mmbench.cli import options
 
 if TYPE_CHECKING:
+    from mmbench.report.cold_start import ColdTable
     from mmbench.report.comparison import Comparison
     from mmbench.report.html.content import Section
     from mmbench.report.html.evidence import Request
+    from mmbench.report.tsne import Panels
     from mmbench.runs import Run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -81,13 +84,28 @@ def check(page: Path | None, folder: Path | None, *, force: bool, alone: bool) -
     check_places(page, folder, force=force)
 
 
-def write(request: Request, compared: Comparison, page: Path | None, folder: Path | None) -> None:
-    """Write the report of a comparison, and say where it is."""
+def write(
+    request: Request,
+    compared: Comparison,
+    page: Path | None,
+    folder: Path | None,
+    *,
+    panels: Panels | None = None,
+) -> None:
+    """Write the report of a comparison, and say where it is.
+
+    Args:
+        request: what was asked for.
+        compared: the comparison of that request.
+        page: of --html.
+        folder: of --out.
+        panels: vectors in two dimensions, where they were asked for.
+    """
     from mmbench.report.html.evidence import gather
     from mmbench.report.html.exporting import write_folder, write_page
     from mmbench.report.html.page import make_sections
 
-    evidence = gather(request, compared)
+    evidence = replace(gather(request, compared), panels=panels, cold=_cold(request, compared))
     sections = make_sections(evidence)
     if folder is not None:
         n_files = write_folder(evidence, sections, folder)
@@ -95,6 +113,19 @@ def write(request: Request, compared: Comparison, page: Path | None, folder: Pat
     if page is not None:
         write_page(evidence, sections, page)
         console.note(f"report: {page}")
+
+
+def _cold(request: Request, compared: Comparison) -> tuple[ColdTable, ...]:
+    """What was judged on cold items already, if all runs of one side were."""
+    runs = [run for system in compared.systems for run in system.runs]
+    if request.against or not all(any((run.path / "lists").glob("cold-*")) for run in runs):
+        return ()
+    from mmbench.studies.cold_start import stored_tables
+
+    tables, why_not = stored_tables(runs, request.data_dir, baseline=request.baseline)
+    if why_not:
+        console.warn(f"the report goes without cold items: {why_not}")
+    return tuple(tables)
 
 
 def write_study(

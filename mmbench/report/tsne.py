@@ -93,6 +93,31 @@ class Geometry:
     n_users: int
 
 
+@dataclass(frozen=True)
+class Panels:
+    """Several systems' items in two dimensions, the same items and users for each.
+
+    Attributes:
+        labels: of the systems.
+        popularity: training interactions of the drawn items [N].
+        by_item: of each system the drawn items' points [N, 2].
+        users: the drawn users [M].
+        owner: for each drawn item of a drawn user, the place in `users` [P].
+        by_user: of each system these items' points [P, 2].
+        numbers: of each system.
+        without: labels of systems that have no vectors.
+    """
+
+    labels: tuple[str, ...]
+    popularity: IntArray
+    by_item: tuple[FloatArray, ...]
+    users: IntArray
+    owner: IntArray
+    by_user: tuple[FloatArray, ...]
+    numbers: tuple[Geometry, ...]
+    without: tuple[str, ...] = ()
+
+
 def owned_matrix(offsets: IntArray, items: IntArray, n_items: int) -> sp.csr_array:
     """Which user has which item, 0 or 1, [U, I]; an item that is there twice counts once."""
     matrix = sp.csr_array((np.ones(len(items)), items, offsets), shape=(len(offsets) - 1, n_items))

@@ -12,8 +12,10 @@ sequences  the regular models of leave-one-out are judged on histories that end 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -36,7 +38,7 @@ from mmbench.errors import ConfigError, DataError, UnknownNameError
 from mmbench.metrics.lists import BoolArray
 from mmbench.models.base import MODELS
 from mmbench.recipe import Recipe
-from mmbench.report.cold_start import BEST, Scope
+from mmbench.report.cold_start import BEST, ColdTable, Scope, compare_cold
 from mmbench.runs import Run
 from mmbench.studies.training import Events, Workplace, train_recipes
 
@@ -106,6 +108,67 @@ def cold_start(
         scopes = scopes or found
     cold = dataset.cold(needed_splits(recipes, how)[-1])["cold_items"]
     return Result(runs, scopes, len(cold))
+
+
+def stored_tables(
+    runs: Sequence[Run], data_dir: Path, *, baseline: str | None = None
+) -> tuple[list[ColdTable], str]:
+    """What was judged already of finished runs, a table per definition that all of them share.
+
+    Nothing is trained and nothing ranked.
+
+    Args:
+        runs: finished runs over the same data and split.
+        data_dir: where the prepared dataset lies.
+        baseline: label of the reference; the best of each column unless given.
+
+    Returns:
+        the tables, and why there is none where there might be one, else "".
+    """
+    tables: list[ColdTable] = []
+    parts = [{path.name for path in (run.path / "lists").glob("cold-*")} for run in runs]
+    for how in _judged_by(set.intersection(*parts)):
+        try:
+            tables.append(_stored_table(runs, how, data_dir, baseline))
+        except (DataError, ConfigError) as problem:  # a page without them is better than none
+            return tables, str(problem)
+    return tables, ""
+
+
+def _judged_by(parts: set[str]) -> list[ColdStart]:
+    """The requests that parts of runs stand for."""
+    found = [ColdStart()] if {"cold-items", "cold-items-among-cold"} <= parts else []
+    thresholds: dict[int, list[str]] = {}
+    for part in sorted(parts):
+        match = re.fullmatch(r"cold-sequences-(heldout|complete)(?:-below-(\d+))?", part)
+        if match:
+            below = int(match[2]) if match[2] else COLD_BELOW
+            thresholds.setdefault(below, []).append(match[1])
+    for below, scopes in thresholds.items():
+        kept = tuple(scope for scope in SCOPES if scope in scopes)
+        found.append(ColdStart("sequences", below, kept))
+    return found
+
+
+def _stored_table(
+    runs: Sequence[Run], how: ColdStart, data_dir: Path, baseline: str | None
+) -> ColdTable:
+    scopes: list[Scope] = []
+    for run in runs:
+        inputs, parts = _parts(run, how, data_dir)
+        if not all(is_judged(run, judged) for judged, _ in parts):
+            raise DataError(f"{run.path} was judged on other cold items; judge it again")
+        scopes = scopes or [scope for _, found in parts for scope in found]
+    split = inputs.split.name if how.definition == "items" else _cases_split(how, how.scopes[-1])
+    result = Result(list(runs), scopes, len(inputs.dataset.cold(split)["cold_items"]))
+    return compare_cold(
+        runs,
+        scopes,
+        METRICS[how.definition],
+        definition=how.definition,
+        notes=notes(result, how),
+        baseline=baseline,
+    )
 
 
 def check_request(recipes: Sequence[Recipe], baseline: str | None, deepest: int) -> None:
@@ -249,13 +312,7 @@ def _refuse_no_cases(dataset: PreparedDataset, how: ColdStart) -> None:
 
 def _judge(run: Run, how: ColdStart, place: Workplace) -> list[Scope]:
     """Rank what is asked for with one run, where that was not done before."""
-    recipe = stored_recipe(run)
-    inputs = load_inputs(recipe, place.data_dir)
-    parts = (
-        _parts_of_items(inputs)
-        if how.definition == "items"
-        else _parts_of_sequences(inputs, how, getattr(recipe.settings, "max_length", 0))
-    )
+    _, parts = _parts(run, how, place.data_dir)
     # What the first of several processes finds lacking, all of them rank.
     lacking = place.compute.ranks.say([not is_judged(run, judged) for judged, _ in parts])
     if any(lacking):
@@ -263,6 +320,17 @@ def _judge(run: Run, how: ColdStart, place: Workplace) -> list[Scope]:
         for judged in (judged for (judged, _), lacks in zip(parts, lacking, strict=True) if lacks):
             judge(trained, judged, place.compute)
     return [scope for _, scopes in parts for scope in scopes]
+
+
+def _parts(
+    run: Run, how: ColdStart, data_dir: Path
+) -> tuple[Inputs, list[tuple[Judged, list[Scope]]]]:
+    """What a run is judged by, and the columns of each part."""
+    recipe = stored_recipe(run)
+    inputs = load_inputs(recipe, data_dir)
+    if how.definition == "items":
+        return inputs, _parts_of_items(inputs)
+    return inputs, _parts_of_sequences(inputs, how, getattr(recipe.settings, "max_length", 0))
 
 
 def _parts_of_items(inputs: Inputs) -> list[tuple[Judged, list[Scope]]]:

@@ -13,12 +13,20 @@ from mmbench.report.cold_start import BEST, ColdCell, ColdTable
 from mmbench.report.cold_tables import CHANCE, DECIMALS, caption
 from mmbench.report.html import drawing
 from mmbench.report.html.content import Cell, Column, Figure, Gallery, Section, Table, Text
+from mmbench.report.html.evidence import Evidence
 from mmbench.report.html.leaderboard import tone_of
 from mmbench.report.html.naming import slug
 from mmbench.report.numbers import count, fixed, p_value
 
 CHANCE_HALF_WIDTH = 0.42
 STEP = 0.16
+
+
+def cold_starts(evidence: Evidence) -> tuple[Section, ...]:
+    """A section for each definition by which all the runs were judged."""
+    return tuple(
+        cold_start(table, f"cold-start-{slug(table.definition)}") for table in evidence.cold
+    )
 
 
 def cold_start(table: ColdTable, name: str = "cold-start") -> Section:

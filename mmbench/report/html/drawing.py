@@ -33,6 +33,11 @@ SERIES = {
     "light": ("#1e63d6", "#ca8315", "#00452f", "#8a2f86", "#a83c1e", "#8d85df"),
     "dark": ("#6ba5da", "#f1f136", "#4bf3d0", "#9a7bff", "#e0873e", "#d04a86"),
 }
+# An order, from little to much: lightness alone tells it, in either theme away from the paper.
+RAMP = {
+    "light": ("#7f93b8", "#3d6ab0", "#10284f"),
+    "dark": ("#56709f", "#8fb2ea", "#e9f1ff"),
+}
 THEMES = {
     "light": {"ink": "#1b1f24", "muted": "#59616c", "grid": "#dfe3e8", "paper": "#ffffff"},
     "dark": {"ink": "#e8eaed", "muted": "#a3abb6", "grid": "#343a43", "paper": "#14171c"},
@@ -250,12 +255,14 @@ def inline_svg(figure: Figure) -> str:
 def palette_css(theme: str) -> str:
     """The variables of a theme as CSS declarations."""
     colors = {**THEMES[theme], **{f"series-{i}": c for i, c in enumerate(SERIES[theme])}}
+    colors |= {f"ramp-{i}": c for i, c in enumerate(RAMP[theme])}
     return " ".join(f"--{name}: {color};" for name, color in colors.items())
 
 
 def _variables() -> dict[str, str]:
     theme = {color: name for name, color in THEMES["light"].items()}
     names = {**theme, **{color: f"series-{i}" for i, color in enumerate(SERIES["light"])}}
+    names |= {color: f"ramp-{i}" for i, color in enumerate(RAMP["light"])}
     return {color: f"var(--{name})" for color, name in names.items()}
 
 

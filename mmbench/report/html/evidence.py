@@ -18,10 +18,12 @@ from mmbench.data.statistics import describe
 from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.base import Metric
 from mmbench.report.breakdown import By
+from mmbench.report.cold_start import ColdTable
 from mmbench.report.comparison import BEST, Comparison, compare
 from mmbench.report.cost import Cost, costs
 from mmbench.report.systems import System, load_lists
 from mmbench.report.testing import Family
+from mmbench.report.tsne import Panels
 from mmbench.runs import Part, Run
 
 # Dense enough for a curve; each further one is one more test per system.
@@ -102,6 +104,8 @@ class Evidence:
         dataset: facts of the prepared dataset; None if `no_dataset` says why.
         no_dataset: why there are none, else "".
         created: when the report was made.
+        cold: the same systems on warm and cold items, where they were judged on them.
+        panels: their item vectors, where they were asked for.
     """
 
     request: Request
@@ -117,6 +121,8 @@ class Evidence:
     dataset: Mapping[str, Any] | None
     no_dataset: str
     created: str
+    cold: tuple[ColdTable, ...] = ()
+    panels: Panels | None = None
 
     @property
     def labels(self) -> list[str]:

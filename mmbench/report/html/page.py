@@ -11,14 +11,17 @@ from markupsafe import Markup
 from mmbench.report.captions import title
 from mmbench.report.html import drawing
 from mmbench.report.html.breakdowns import gain_over_k, sparsity
+from mmbench.report.html.cold_start import cold_starts
 from mmbench.report.html.content import Figure, Section
 from mmbench.report.html.effects import effects, significance
 from mmbench.report.html.evidence import Evidence
 from mmbench.report.html.leaderboard import leaderboard
+from mmbench.report.html.published import published
 from mmbench.report.html.records import dataset_card, provenance
 from mmbench.report.html.spending import convergence, spending
+from mmbench.report.html.vectors import vectors
 
-MakeSection = Callable[[Evidence], Section | None]
+MakeSection = Callable[[Evidence], Section | Sequence[Section] | None]
 # In the order of the page. A further study is one more function here, or is handed to
 # `make_sections` by the study itself.
 SECTIONS: tuple[MakeSection, ...] = (
@@ -27,8 +30,11 @@ SECTIONS: tuple[MakeSection, ...] = (
     effects,
     gain_over_k,
     sparsity,
+    cold_starts,
     convergence,
     spending,
+    vectors,
+    published,
     dataset_card,
     provenance,
 )
@@ -38,8 +44,12 @@ def make_sections(
     evidence: Evidence, makers: Sequence[MakeSection] = SECTIONS
 ) -> tuple[Section, ...]:
     """The sections that the evidence has something for."""
-    made = (make(evidence) for make in makers)
-    return tuple(section for section in made if section is not None)
+    sections: list[Section] = []
+    for make in makers:
+        made = make(evidence)
+        if made is not None:
+            sections += [made] if isinstance(made, Section) else made
+    return tuple(sections)
 
 
 @dataclass(frozen=True)
