@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NAMES = (
-    "preset", "epochs", "learning_rate", "tune", "blocks", "objective", "optimizer",
-    "weight_decay", "schedule", "warmup", "clip_norm", "patience", "select_by", "held_out", "warm",
-    "seed", "chunk_size", "recompute",
+    "preset", "epochs", "learning_rate", "new_learning_rate", "tune", "blocks", "objective",
+    "optimizer", "weight_decay", "schedule", "warmup", "clip_norm", "patience", "select_by",
+    "held_out", "warm", "seed", "chunk_size", "recompute",
 )  # fmt: skip
 """The options that go with --finetune alone; --batch-size means another thing with it."""
 
@@ -55,6 +55,12 @@ _OPTIONS = (
         type=Rates(),
         metavar="R[,R..]",
         help="With --finetune: of the encoder; several make a grid.",
+    ),
+    click.option(
+        "--new-learning-rate",
+        type=options.FiniteRange(min=0, min_open=True),
+        metavar="R",
+        help="With --finetune: of projections that no published weights hold.",
     ),
     click.option(
         "--objective",

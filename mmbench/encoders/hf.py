@@ -34,6 +34,13 @@ from mmbench.errors import ConfigError, DataError
 
 USUAL_LIMIT = 512
 """Ids that a text is cut to where neither tokenizer nor model states a limit, or a larger one."""
+SENTENCES = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "config_sentence_transformers.json",
+)
+"""Files of sentence-transformers beside a model."""
 _TOLERANCE = 1e-3
 _POOLINGS = {
     "cls": "cls",
@@ -193,7 +200,7 @@ def read_sentences(folder: Path) -> Sentences:
                 "not known here; known are Transformer (in the folder itself), Pooling, Normalize"
             )
     own: Mapping[str, Any] = {}
-    for name in ("sentence_bert_config.json", "sentence_roberta_config.json"):
+    for name in SENTENCES[1:3]:
         if (folder / name).is_file():
             own = read_json(folder / name)
             break

@@ -148,6 +148,11 @@ class NeuralEncoder(Encoder):
             raise TypeError(f"{type(self).__name__} does not say how its new weights are drawn")
 
     @property
+    def parts(self) -> Mapping[str, NeuralEncoder]:
+        """The encoders that this one is made of, by modality; none where it is one model."""
+        return {}
+
+    @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
         """Everything that determines the result, after `load`: JSON values.

@@ -79,7 +79,9 @@ class TimmVision(NeuralEncoder):
     weights: Weights
     preprocessing: Preprocessing
     _architecture: str
+    _full_name: str
     _arguments: Mapping[str, Any]
+    _published: Mapping[str, Any]
 
     def __init__(self, options: Options | None = None) -> None:
         super().__init__(options)
@@ -96,15 +98,32 @@ class TimmVision(NeuralEncoder):
         self.weights = find_weights(self.hub, self.options)
         config = _config(self.weights)
         name = self._name(config)
-        self._architecture = name.partition(".")[0]
+        self._architecture, self._full_name = name.partition(".")[0], name
         self._arguments = self._model_arguments(config)
         model, published = _create(name, self._arguments, self.weights.name)
         published = {**published, **config["pretrained_cfg"]}
         load_weights(model, self.weights, published.get("classifier"))
         self.module = model.eval()
+        self._published = config["pretrained_cfg"]
         self.preprocessing = _preprocessing(model, published, self.weights).chosen(
             self.options.preprocess
         )
+
+    def described(self) -> dict[str, Any]:
+        """Content of a config.json, by which stored weights become the same encoder; after `load`.
+
+        Without the classifier: it is stored no more than it is loaded.
+        """
+        published = {
+            name: value
+            for name, value in self._published.items()
+            if name not in ("architecture", "model_args", "pretrained_cfg")
+        }
+        return {
+            "architecture": self._full_name,
+            "model_args": dict(self._arguments),
+            "pretrained_cfg": published,
+        }
 
     def _name(self, config: Mapping[str, Any]) -> str:
         """The model's name in timm, checked against that of a config.json."""

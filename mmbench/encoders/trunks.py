@@ -22,7 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -150,12 +150,25 @@ def towers_of(module: nn.Module, modality: str) -> tuple[Tower, ...]:
     name = type(module).__name__
     if isinstance(module, nn.ModuleDict) and "visualbert" in module:
         return _towers_of_visualbert(module["detector"])
+    if name == "PairModel":
+        return _towers_of_pair(module, modality)
     known = LAYOUTS.get(name)
     if known is None:
         return (_guessed(module),)
     if modality not in known:
         raise ConfigError(f"{name} reads no {modality} content")
     return known[modality]
+
+
+def _towers_of_pair(module: nn.Module, modality: str) -> tuple[Tower, ...]:
+    """Those of one of two joined models; the projection, which is new, stands behind the last."""
+    *below, last = towers_of(module.get_submodule(modality), modality)
+
+    def inside(tower: Tower, *more: str) -> Tower:
+        behind = tuple(f"{modality}.{name}" for name in tower.behind)
+        return replace(tower, blocks=rf"{modality}\.(?:{tower.blocks})", behind=(*behind, *more))
+
+    return (*(inside(tower) for tower in below), inside(last, f"{modality}_projection"))
 
 
 def _towers_of_visualbert(detector: nn.Module) -> tuple[Tower, ...]:

@@ -155,6 +155,7 @@ def extract_neural(
             f"the variant {encoder.variant} of {type(encoder).__name__} has a projection that no "
             "published weights hold, so its vectors would be random; it learns with a recommender: "
             "name it under encoders: in a recipe, with tune: top"
+            + (", or from the dataset's own pairs: add --finetune" if encoder.parts else "")
         )
     with joined_ranks() as ranks, ExitStack() as stack:
         compute = device.choose(local_device(how.device))
@@ -199,6 +200,10 @@ def find_files(encoder: NeuralEncoder, how: How) -> Weights | None:
         DataError: they are not here and were not to be fetched, or could not be.
     """
     hub, options = encoder.hub, encoder.options
+    if encoder.parts and options.weights is None:
+        for part in encoder.parts.values():
+            find_files(part, how)
+        return None
     if options.weights is not None:
         try:
             return find_weights(hub, options)

@@ -21,13 +21,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmbench import seeding
 from mmbench.data.features import feature_key
 from mmbench.data.prepared import PreparedDataset, load_dataset
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import NeuralEncoder
 from mmbench.encoders.objectives import objective_of, refuse_other
+from mmbench.encoders.pair import label
 from mmbench.encoders.trunks import recompute, towers_of
-from mmbench.encoders.tuned import FACTS, save_tuned, tuning_of
+from mmbench.encoders.tuned import FACTS, save_tuned, tuned_digest, tuning_of
 from mmbench.encoders.vlmo_base_plus import VlmoBasePlus
 from mmbench.engine import device
 from mmbench.engine.contents import Contents, read_contents
@@ -98,6 +100,7 @@ class _Work:
         """The same with its published weights, on the device."""
         encoder = self.encoder()
         encoder.load()
+        encoder.draw(seeding.integer(self.settings.seed, "fine-tune", "new"))
         encoder.module.eval().to(self.compute.device)
         return encoder
 
@@ -133,10 +136,12 @@ def extract_tuned(
     if not issubclass(kind, NeuralEncoder):
         raise ConfigError(f"{entry.name} has no weights, so there is nothing to fine-tune")
     refuse_other(kind)
-    if model:
+    if model and "model" not in kind.takes:
         raise ConfigError(
             f"{encoder} names no model with a common space; take a registered encoder"
         )
+    if model:
+        how = replace(how, options=replace(how.options, model=model))
     if how.precision not in PRECISIONS:
         raise UnknownNameError("precision", how.precision, PRECISIONS)
     if how.precision == "float16":
@@ -145,14 +150,15 @@ def extract_tuned(
         raise ConfigError("a fine-tuning runs in one process; start it without torchrun")
     dataset = load_dataset(name, data_dir)
     kind(how.options)  # an unknown variant is refused before hours of work, not after them
-    called = how.name or f"{set_name(entry.name, replace(how.options, variant=None))}{SUFFIX}"
+    named = replace(how.options, variant=None, model=label(model) if model else None)
+    called = how.name or f"{set_name(entry.name, named)}{SUFFIX}"
     feature_key("visual", called)
     compute = device.choose(how.device)
     precision_type(how.precision, compute)
     contents = read_contents(dataset, ("textual", "visual"), how.texts)
     work = _Work(dataset, kind, how, settings, called, chunk, recomputes, compute, contents)
     tuned = _fine_tune(work)
-    options = replace(how.options, weights=tuned.folder, revision=None)
+    options = replace(how.options, weights=tuned.folder, revision=None, model=None)
     # The batch size was that of the contrastive loss.
     how = replace(how, options=options, name=called, batch_size=None, fetch=False)
     return tuned, extract_neural(dataset, called, kind(how.options), how)
@@ -173,7 +179,7 @@ def _fine_tune(work: _Work) -> Tuned:
         "version": 1,
         "kind": work.kind.__qualname__,
         "encoder": json.loads(json.dumps(given)),
-        "settings": json.loads(work.settings.model_dump_json()),
+        "settings": work.settings.identity,
         "contents_sha256": work.contents.sha256,
         "text": work.contents.template,
         "precision": work.how.precision,
@@ -254,7 +260,7 @@ def _make(work: _Work, folder: Path) -> dict[str, Any]:
 def _state(work: _Work, point: FineTuning) -> StateFolder:
     config = {
         **work.config,
-        "settings": json.loads(point.model_dump_json()),
+        "settings": point.identity,
         "dataset": work.dataset.fingerprint,
         "device": work.compute.device.type,
         "chunk": _chunk(work),
@@ -315,7 +321,7 @@ def _store(
             "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
             "data": facts(tuner.pairs, work.contents),
             "objective": dict(tuner.objective.weights),
-            "settings": json.loads(point.model_dump_json()),
+            "settings": point.identity,
             "grid_points": len(grid),
             "learns": sum(weight.numel() for weight in tuner.learning.values()),
             "precision": work.how.precision,
@@ -368,10 +374,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _digest(folder: Path) -> str:
-    from mmbench.encoders.loading import hash_files, weights_files
-
     try:
-        return "".join(hash_files(weights_files(folder)).values())
+        return tuned_digest(folder)
     except (OSError, DataError):
         return ""
 

@@ -118,7 +118,7 @@ class Tuner:
         for items in self.pairs.order(self._batch_size, self.settings.seed, progress.epoch):
             factor = rate_factor(self.settings, progress.step, steps * self.settings.epochs)
             for group in self._optimizer.param_groups:
-                group["lr"] = self._rate * factor
+                group["lr"] = group["highest"] * factor
             self._optimizer.zero_grad(set_to_none=True)
             # The order of an epoch and what a step draws depend on their numbers alone, so that
             # a resumption needs no generator's state.
@@ -304,15 +304,18 @@ class Tuner:
         if not self.learning:
             raise ConfigError("nothing of the encoder learns from pairs; take --tune full")
         bare = set(_without_decay(module))
-        decayed = [
-            p for n, p in self.learning.items() if n not in bare and not n.startswith("own.")
-        ]
-        others = [p for n, p in self.learning.items() if n in bare or n.startswith("own.")]
+        found: dict[tuple[bool, bool], list[Tensor]] = {}
+        for name, weight in self.learning.items():
+            is_bare = name in bare or name.startswith("own.")
+            found.setdefault((name in self.objective.encoder.new, is_bare), []).append(weight)
         groups = [
-            {"params": decayed, "weight_decay": self.settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {
+                "params": weights,
+                "weight_decay": 0.0 if is_bare else self.settings.weight_decay,
+                "highest": self.settings.rate_of_new if is_new else self._rate,
+            }
+            for (is_new, is_bare), weights in sorted(found.items(), key=lambda one: one[0])
         ]
-        groups = [group for group in groups if group["params"]]
         if self.settings.optimizer == "adam":
             return torch.optim.Adam(groups, lr=self._rate)
         return torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.98), eps=1e-6)

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from mmbench.errors import ConfigError, UnknownNameError
 
+NEW_RATE = 1e-3
+
 
 class FineTuning(BaseModel):
     """How an encoder learns from the items that have both a picture and a text.
@@ -24,6 +26,8 @@ class FineTuning(BaseModel):
         epochs: at most so many.
         batch_size: items that are told from each other in one step; several make a grid.
         learning_rate: at its highest; several make a grid.
+        new_learning_rate: of weights that no published ones are behind (the projections of a
+            pair), which have a longer way to go; None for 1e-3, or learning_rate if it is higher.
         objective: losses by name; none for all that the encoder has.
         tune: "full", or "top" for the last blocks of each tower and what is behind them.
         blocks: how many of the last blocks; None for each tower's own number.
@@ -45,6 +49,7 @@ class FineTuning(BaseModel):
     epochs: PositiveInt = 30
     batch_size: tuple[int, ...] = Field(default=(128,), min_length=1)
     learning_rate: tuple[float, ...] = Field(default=(3e-5,), min_length=1)
+    new_learning_rate: float | None = Field(default=None, gt=0)
     objective: tuple[str, ...] = ()
     tune: Literal["full", "top"] = "full"
     blocks: PositiveInt | None = None
@@ -63,6 +68,19 @@ class FineTuning(BaseModel):
         """The points of the grid; itself where there is none."""
         for rate, size in itertools.product(self.learning_rate, self.batch_size):
             yield self.model_copy(update={"learning_rate": (rate,), "batch_size": (size,)})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that determines a result, as JSON values; what is newer only where it is set."""
+        left_out = {"new_learning_rate"} if self.new_learning_rate is None else set()
+        return self.model_dump(mode="json", exclude=left_out)
+
+    @property
+    def rate_of_new(self) -> float:
+        """The learning rate of new weights."""
+        if self.new_learning_rate is not None:
+            return self.new_learning_rate
+        return max(NEW_RATE, *self.learning_rate)
 
     @property
     def n_points(self) -> int:
