@@ -227,7 +227,7 @@ def compare(
     if layout is not None:
         laying_out.print_layout(
             ours,
-            layout,
+            layout,  # type: ignore[arg-type]
             output,
             data_dir,
             published=published,

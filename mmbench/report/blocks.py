@@ -55,9 +55,24 @@ class Block:
         return Text(" ").join(cells)
 
 
-def tables(labels: Sequence[str], blocks: Sequence[Block], width: int) -> Iterator[Table]:
-    """Pack blocks into tables no wider than `width`, about equally many in each."""
-    longest = max([len("System"), *map(len, labels)])
+def tables(
+    labels: Sequence[str],
+    blocks: Sequence[Block],
+    width: int,
+    *,
+    head: str = "System",
+    ends: Sequence[int] = (),
+) -> Iterator[Table]:
+    """Pack blocks into tables no wider than `width`, about equally many in each.
+
+    Args:
+        labels: of the rows.
+        blocks: what is packed.
+        width: of the terminal.
+        head: above the labels.
+        ends: rows below which a group ends.
+    """
+    longest = max([len(head), *map(len, labels)])
     widest = max(block.width for block in blocks) + GAP
     # The labels give way to the widest block, never the reverse; and they are wrapped rather
     # than that a further table is needed.
@@ -75,14 +90,19 @@ def tables(labels: Sequence[str], blocks: Sequence[Block], width: int) -> Iterat
             box=box.SIMPLE_HEAD, padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False
         )
         n_titles = max(len(block.titles) for block in chosen)
-        head = Text("\n" * n_titles + "System", style="bold")
-        table.add_column(head, min_width=label_width, max_width=label_width, overflow="fold")
+        table.add_column(
+            Text("\n" * n_titles + head, style="bold"),
+            min_width=label_width,
+            max_width=label_width,
+            overflow="fold",
+        )
         for block in chosen:
             table.add_column(
                 block.head(n_titles), min_width=block.width, no_wrap=True, overflow="ignore"
             )
         for row, label in enumerate(labels):
-            table.add_row(Text(label), *(block.line(row) for block in chosen))
+            lines = (block.line(row) for block in chosen)
+            table.add_row(Text(label), *lines, end_section=row in ends)
         yield table
 
 
