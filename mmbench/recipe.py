@@ -108,6 +108,7 @@ class Schedule(Section):
     """The learning rate over epochs, counted from 0, as a factor on `training.learning_rate`."""
 
     name: Literal["constant", "exponential", "cosine", "step", "linear"] = "constant"
+    """How the rate goes; a bare name stands for the mapping."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.96
     """Exponential: the factor is gamma ** (epoch / period); step: gamma ** floor((epoch + 1) /
     period)."""
@@ -190,18 +191,23 @@ class Training(Section):
     """How a model is trained; closed-form models ignore it."""
 
     epochs: PositiveInt = 1000
+    """At most so many."""
     batch_size: PositiveInt = 2048
     """Triples of user, positive and negative item in one step; for sequential models sequences."""
     accumulate: PositiveInt = 1
     """Parts into which a batch is cut; their gradients are added up before the step."""
     learning_rate: PositiveFloat = 1e-3
+    """Of everything but encoders that learn with the model."""
     weight_decay: NonNegativeFloat = 0.0
+    """Likewise, as the optimiser has it."""
     encoder_learning_rate: PositiveFloat | None = None
     """Of encoders that learn with the model; `learning_rate` if not given."""
     encoder_weight_decay: NonNegativeFloat = 0.0
     """Of encoders that learn with the model."""
     optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    """torch's, with its other settings at their defaults."""
     schedule: Schedule = Schedule()
+    """How the learning rates go over the epochs."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the whole gradient; none if not given."""
     encoder_clip_norm: PositiveFloat | None = None
@@ -253,15 +259,20 @@ class LiveEncoder(Section):
     weights: str | None = None
     """A local folder or file with the weights, in place of the hub."""
     revision: str | None = None
+    """Commit, tag or branch on the hub."""
     variant: str | None = None
+    """Which vectors, as `mmbench extract --variant`."""
     tune: Literal["none", "top", "full"] = "top"
     """What learns: nothing, the last `blocks` transformer blocks (and the norm after them), or
     all of it."""
     blocks: PositiveInt | None = None
     """How many blocks learn with `tune: top`; if not given the encoder's own number, mostly two."""
     max_tokens: PositiveInt | None = None
+    """Texts are cut after so many; the encoder's own limit if not given."""
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the patches that a masked autoencoder does not see."""
     preprocess: Literal["own", "pad", "mmsr"] = "own"
+    """Pictures: as published, padded and uncropped, or squashed to 224 x 224."""
     frozen_eval: bool = True
     """Whether the blocks that do not learn run in evaluation mode, without dropout."""
     cache: bool = True
@@ -287,6 +298,7 @@ class Evaluation(Section):
     """What is measured on the ranked lists."""
 
     metrics: tuple[str, ...] = ("recall@10", "recall@20", "ndcg@10", "ndcg@20")
+    """What is stored with the run and printed, as NAME@K."""
     depth: PositiveInt = 100
     """Length of the stored lists; any metric up to this cut-off can be computed later."""
 
@@ -320,9 +332,13 @@ class _Shape(Section):
     """The keys of a recipe; `model` is checked by the model's own settings."""
 
     dataset: Annotated[str, Field(min_length=1)] = "demo"
+    """A prepared dataset, as `mmbench prepare` stored it."""
     label: str | None = None
+    """What tables call the system; the model's name, and its point of a grid, if not given."""
     protocol: Protocol = Protocol()
+    """A preset's name, or a mapping that changes single fields of one."""
     features: dict[str, str] = {}
+    """The feature set of each modality that the model is given, by the name of its encoder."""
     encoders: dict[str, LiveEncoder] = {}
     """Encoders that learn with the model, by modality; `joint` for one that reads both."""
     corruptions: dict[str, Corruption] = {}
@@ -330,10 +346,15 @@ class _Shape(Section):
     subset: UserSubset | None = None
     """All users unless given."""
     model: dict[str, Any]
+    """`name` and the model's own settings."""
     training: Training = Training()
+    """How the model is trained."""
     evaluation: Evaluation = Evaluation()
+    """What is measured."""
     seeds: tuple[Seed, ...] = (0,)
+    """One run each; tables average over them."""
     grid: dict[str, list[Any]] = {}
+    """Values to try by key, in all combinations; the best mean over seeds on validation wins."""
     search: dict[str, Dimension] = {}
     """What `--tune` may try, by key; without it the settings above are trained."""
 
