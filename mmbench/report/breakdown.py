@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -16,7 +16,10 @@ from mmbench.errors import ConfigError
 from mmbench.metrics.base import Metric
 from mmbench.metrics.lists import BoolArray, IntArray, RankedLists
 
-By = Literal["user-activity", "item-popularity", "k"]
+By = Literal["user-activity", "item-popularity", "k", "modality-presence", "history-presence"]
+OF_PRESENCE = ("modality-presence", "history-presence")
+OF_ITEMS = ("item-popularity", "modality-presence")
+"""Breakdowns that restrict what is relevant; metrics that read no relevant items have none."""
 CUTOFFS = (1, 5, 10, 20, 50, 100)
 ACTIVITY_GROUPS = 4
 POPULARITY_GROUPS = ("head", "mid", "tail")
@@ -63,8 +66,22 @@ class Column:
         return self.metric.label if self.group is None else f"{self.metric.label} {self.group.name}"
 
 
+class Presence(Protocol):
+    """What items and histories have; see mmbench.report.presence, which reads it."""
+
+    def item_groups(self) -> list[Group]:
+        """Items by the modalities that they lack."""
+
+    def user_groups(self, users: IntArray) -> list[Group]:
+        """Users by what their training items lack."""
+
+
 def columns_of(
-    metrics: Sequence[Metric], by: By | None, lists: RankedLists, cutoffs: Sequence[int] = CUTOFFS
+    metrics: Sequence[Metric],
+    by: By | None,
+    lists: RankedLists,
+    cutoffs: Sequence[int] = CUTOFFS,
+    presence: Presence | None = None,
 ) -> list[Column]:
     """The columns that a comparison of `metrics` has under a breakdown.
 
@@ -73,10 +90,12 @@ def columns_of(
         by: the breakdown; None for one column per metric.
         lists: the lists of any of the runs; users, activity and popularity are read.
         cutoffs: for "k": the cut-offs; those deeper than the stored lists are left out.
+        presence: for "modality-presence" and "history-presence": what items have. Groups without
+            a held-out item or without users are left out.
 
     Raises:
-        ConfigError: no cut-off is within the stored depth, or a metric of the whole system is
-            to be broken down by items.
+        ConfigError: no cut-off is within the stored depth, a metric of the whole system is to be
+            broken down by items, or it is not known what items have.
     """
     if by is None:
         return [Column(metric, str(metric)) for metric in metrics]
@@ -87,16 +106,28 @@ def columns_of(
         names = dict.fromkeys(metric.name for metric in metrics)
         return [Column(Metric(name, k), name) for name in names for k in depths]
     whole = [str(metric) for metric in metrics if not metric.per_user]
-    if whole and by == "item-popularity":
+    if whole and by in OF_ITEMS:
         raise ConfigError(
             f"{', '.join(whole)} cannot be broken down by {by}: it reads no relevant items"
         )
-    groups = (
-        activity_groups(lists.activity)
-        if by == "user-activity"
-        else popularity_groups(lists.popularity)
-    )
+    if by == "user-activity":
+        groups = activity_groups(lists.activity)
+    elif by == "item-popularity":
+        groups = popularity_groups(lists.popularity)
+    else:
+        groups = _presence_groups(by, lists, presence)
     return [Column(metric, str(metric), group) for metric in metrics for group in groups]
+
+
+def _presence_groups(by: By, lists: RankedLists, presence: Presence | None) -> list[Group]:
+    if presence is None:
+        raise ConfigError(f"{by} needs the prepared dataset; say where it is with --data-dir")
+    if by == "history-presence":
+        return [
+            g for g in presence.user_groups(lists.users) if g.users is not None and g.users.any()
+        ]
+    held_out = np.unique(lists.relevant_items)
+    return [g for g in presence.item_groups() if g.items is not None and g.items[held_out].any()]
 
 
 def activity_groups(activity: IntArray, n_groups: int = ACTIVITY_GROUPS) -> list[Group]:

@@ -25,6 +25,10 @@ GROUPS = {
     "item-popularity": "Head, mid, tail: from the most popular items down, each collects a third "
     "of the training interactions; the numbers are interactions per item. Only held-out items of "
     "the group count as relevant.",
+    "modality-presence": "Items are grouped by the modalities that they lack. Only held-out items "
+    "of the group count as relevant.",
+    "history-presence": "Users are grouped by the share of their training items that have every "
+    "modality: all, half or more, fewer.",
 }
 
 

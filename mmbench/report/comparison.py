@@ -25,7 +25,7 @@ import numpy as np
 from mmbench.errors import ConfigError, UnknownNameError
 from mmbench.metrics.base import Metric, parse_metric
 from mmbench.metrics.lists import FloatArray
-from mmbench.report.breakdown import CUTOFFS, By, Column
+from mmbench.report.breakdown import CUTOFFS, OF_ITEMS, By, Column, Presence
 from mmbench.report.measuring import measure
 from mmbench.report.systems import System, check_comparable, group_runs, recorded_metrics
 from mmbench.report.testing import Family, FamilySize, Pair, Tested, run_tests
@@ -193,6 +193,7 @@ def compare(
     family: Family = "metric",
     by: By | None = None,
     cutoffs: Sequence[int] = CUTOFFS,
+    presence: Presence | None = None,
     alpha: float = 0.05,
     seed: int = 0,
 ) -> Comparison:
@@ -214,6 +215,7 @@ def compare(
             cut-offs of a breakdown included; "table" corrects all of them together.
         by: breakdown; None for one column per metric.
         cutoffs: the cut-offs of the breakdown "k".
+        presence: what items have, for the breakdowns by it; see `presence.presence_of`.
         alpha: level at which tables mark a difference.
         seed: of the resampling tests.
 
@@ -234,9 +236,11 @@ def compare(
         )
     wanted = [parse_metric(metric) if isinstance(metric, str) else metric for metric in metrics]
     if not wanted:
-        wanted = [m for m in recorded_metrics(every, part) if m.per_user or by != "item-popularity"]
+        wanted = [m for m in recorded_metrics(every, part) if m.per_user or by not in OF_ITEMS]
 
-    columns, values, n_users = measure(systems, list(dict.fromkeys(wanted)), part, by, cutoffs)
+    columns, values, n_users = measure(
+        systems, list(dict.fromkeys(wanted)), part, by, cutoffs, presence
+    )
     table = [[summarise(v) for v in row] for row in values]
     # Pairs under `against` are no ranking.
     best = [

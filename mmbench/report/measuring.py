@@ -8,7 +8,7 @@ import numpy as np
 
 from mmbench.metrics.base import Metric
 from mmbench.metrics.lists import FloatArray, RankedLists
-from mmbench.report.breakdown import By, Column, columns_of
+from mmbench.report.breakdown import By, Column, Presence, columns_of
 from mmbench.report.systems import System, check_depth, check_same_users, load_lists
 from mmbench.runs import Part, Run
 
@@ -19,6 +19,7 @@ def measure(
     part: Part,
     by: By | None,
     cutoffs: Sequence[int],
+    presence: Presence | None = None,
 ) -> tuple[list[Column], list[list[FloatArray]], int]:
     """What is in the columns: read from one run's lists after the other.
 
@@ -28,6 +29,7 @@ def measure(
         part: whose lists are read.
         by: the breakdown; None for one column per metric.
         cutoffs: the cut-offs of the breakdown "k".
+        presence: what items have, for the breakdowns by it.
 
     Returns:
         The columns; of each system and column one value per run and user [S, U]; and the number
@@ -46,7 +48,7 @@ def measure(
             lists = load_lists(run, part)
             if first is None:
                 first = run, lists
-                columns = columns_of(metrics, by, lists, cutoffs)
+                columns = columns_of(metrics, by, lists, cutoffs, presence)
             check_depth(run, lists, [column.metric for column in columns])
             check_same_users(*first, run, lists)
             of_runs.append(_column_values(columns, lists))
