@@ -23,7 +23,7 @@ from mmbench.errors import UnknownNameError
 from mmbench.report.blocks import Block, tables
 from mmbench.report.captions import CORRECTION_NAMES, SIGNIFICANT, TEST_NAMES, title
 from mmbench.report.comparison import Cell
-from mmbench.report.layouts import LAYOUTS, Layout, Sheet
+from mmbench.report.layouts import LAYOUTS, Layout, Row, Sheet
 from mmbench.report.numbers import MISSING, fixed, mean_decimals
 from mmbench.report.paradigms import name_of
 from mmbench.report.publications import Beside, beside, facts
@@ -31,6 +31,8 @@ from mmbench.report.publications import Beside, beside, facts
 PAPER = "arXiv:2310.20343"
 SEPARATE = "separate"
 """In `paper_encoders` what stands for encoders that are specific to a modality."""
+FEW = 4
+"""Names that a sentence lists before it counts."""
 FORMS = ("table", "github", "latex", "csv", "json")
 
 
@@ -50,29 +52,35 @@ class Shown:
             own = f"{PAPER} Table {LAYOUTS[self.layout.kind]}"
             rows.sort(key=lambda row: row.source != own)
             for r, row in enumerate(self.layout.rows):
-                variant = self._variant(r)
                 for c, column in enumerate(sheet.comparison.columns):
-                    for one in rows:
-                        if (one.label, one.variant, one.metric) == (
-                            row.label,
-                            variant,
-                            str(column.metric),
-                        ):
-                            found.setdefault((s, r, c), one)
+                    named = {
+                        one.variant: one
+                        for one in reversed(rows)
+                        if (one.label, one.metric) == (row.label, str(column.metric))
+                    }
+                    if (one := self._same(row, named)) is not None:
+                        found[s, r, c] = one
         return found
 
-    def _variant(self, row: int) -> str:
-        """How the published tables name a row's encoder, paradigm and modalities."""
-        own = self.layout.rows[row]
-        letters = own.letters.replace("&", "").lower()
+    def _same(self, row: Row, named: Mapping[str, Beside]) -> Beside | None:
+        """The one of a recommender's printed numbers that is of a row's encoder and paradigm.
+
+        Args:
+            row: of the layout.
+            named: the numbers by their variant: encoder, paradigm and modalities.
+        """
         known = facts()["paper_encoders"]
-        name = next((key for key, names in known.items() if own.encoder in names), None)
-        paradigm = own.paradigm
-        if name is None and (own.is_separate or paradigm == "fixed"):
+        name = next((key for key, names in known.items() if row.encoder in names), None)
+        if name is None and (row.is_separate or row.paradigm == "fixed"):
             name = next(key for key, names in known.items() if SEPARATE in names)
-        if paradigm == "fixed":
-            paradigm = "pt"
-        return f"{name} {paradigm} {letters}"
+        paradigm = "pt" if row.paradigm == "fixed" else row.paradigm
+        letters = row.letters.replace("&", "").lower()
+        if (exact := named.get(f"{name} {paradigm} {letters}")) is not None:
+            return exact
+        # VBPR reads pictures alone there.
+        alike = [one for key, one in named.items() if key.startswith(f"{name} {paradigm} ")]
+        fits = self.layout.kind != "modalities" and "(" not in row.label
+        return alike[0] if len(alike) == 1 and fits else None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """A table for each dataset, and what they say about themselves."""
@@ -153,7 +161,10 @@ class Shown:
                 f"{name_of('open')} neither the run nor --data-dir tells how the encoder was "
                 "trained."
             )
-        lines += [f"Left out: {reason}." for reason in layout.left_out]
+        for why in dict.fromkeys(why for _, why in layout.left_out):
+            named = [what for what, reason in layout.left_out if reason == why]
+            more = f" and {len(named) - FEW} more" if len(named) > FEW else ""
+            lines.append(f"Left out ({why}): {', '.join(named[:FEW])}{more}.")
         return lines + (self._published_notes() if self.with_published else [])
 
     def _sizes(self) -> str:
@@ -176,7 +187,10 @@ class Shown:
                 for row in rows
                 if row.comparable
                 for what in row.differs
-                if not what.startswith("its encoders")  # the row is the one of that paradigm
+                # A row is the one of its encoder and paradigm.
+                if not what.startswith(
+                    ("its encoders", "features there: CLIP", "features there: V")
+                )
             )
             lines.append(
                 f"publ.: as {PAPER} prints it; no test, since no value for each user is published."

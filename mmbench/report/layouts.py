@@ -22,6 +22,7 @@ import numpy as np
 
 from mmbench.errors import ConfigError, UnknownNameError
 from mmbench.metrics.base import Metric, parse_metric
+from mmbench.modality import MODALITIES
 from mmbench.report.comparison import (
     BEST,
     Cell,
@@ -50,6 +51,11 @@ MODELS = ("vbpr", "mmgcn", "mmgcl", "slmrec", "lattice")
 """Recommenders in the order of the paper; others follow."""
 PARADIGMS = ("fixed", "pt", "ft", "ete", "table")
 FROZEN = ("pt", "fixed")
+NEEDS: Mapping[str, str] = {
+    "encoders": "models that read pictures or texts",
+    "paradigms": "models that read pictures or texts",
+    "modalities": "models with all of their modalities and with some alone",
+}
 USUAL = "ndcg@20"
 """What the paper's Table 5 holds."""
 
@@ -110,7 +116,7 @@ class Layout:
 
     Attributes:
         reference: what the rows of a group are tested against, in words.
-        left_out: labels of systems that have no place in it, with the reason.
+        left_out: what has no place in it, each with the reason.
         rows_learn: labels of the rows whose stored vectors learn with the recommender.
     """
 
@@ -118,7 +124,7 @@ class Layout:
     rows: tuple[Row, ...]
     sheets: tuple[Sheet, ...]
     reference: str
-    left_out: tuple[str, ...]
+    left_out: tuple[tuple[str, str], ...]
     rows_learn: tuple[str, ...]
 
 
@@ -164,16 +170,27 @@ def lay_out(
         raise ConfigError("no complete run to lay out; name run folders, for example runs/*")
     placed, left_out = _place(runs, data_dir, kind)
     every = [place for places in placed.values() for place in places]
+    frozen = [place for place in every if place.encoding.paradigm in FROZEN]
+    if kind == "encoders" and frozen:
+        left_out += [
+            (_called(place), "its encoder learns, see --layout paradigms")
+            for place in every
+            if place not in frozen
+        ]
+        placed = {name: [p for p in places if p in frozen] for name, places in placed.items()}
+        every = frozen
     keys = _rows(kind, every)
     if not keys:
+        reasons = "; ".join(f"{what}: {why}" for what, why in left_out)
         raise ConfigError(
-            f"no run belongs into the layout {kind!r}: {'; '.join(left_out)}. It shows models that "
-            "read pictures or texts"
+            f"no run belongs into the layout {kind!r} ({reasons or 'each stands alone'}); it shows "
+            f"{NEEDS[kind]}"
         )
     rows = list(keys)
     for place in every:
         if not any(belongs(place) for belongs in keys.values()):
-            left_out.append(f"{place.system.label}: {place.model} has no run with an encoder")
+            lacking = "an encoder" if not place.encoding.encoders else "other modalities"
+            left_out.append((_called(place), f"its model has no run with {lacking}"))
     reference = _reference(kind, rows, every, baseline)
     wanted = [parse_metric(name) for name in metrics] or _usual(kind, every, part)
     sheets = []
@@ -187,6 +204,7 @@ def lay_out(
     learn = [
         row.label for row in rows if any(keys[row](p) and p.encoding.rows_learn for p in every)
     ]
+    left_out = list(dict.fromkeys(left_out))
     named = {BEST: "the best of its group"}.get(reference, f"{reference} in its group")
     return Layout(kind, tuple(rows), tuple(sheets), named, tuple(left_out), tuple(learn))
 
@@ -204,26 +222,31 @@ class _Options:
 
 def _place(
     runs: Sequence[Run], data_dir: Path | None, kind: Kind
-) -> tuple[dict[str, list[Place]], list[str]]:
+) -> tuple[dict[str, list[Place]], list[tuple[str, str]]]:
     """Where systems belong, by dataset; and who belongs nowhere, with the reason."""
     by_dataset: dict[str, list[Run]] = {}
     for run in runs:
         by_dataset.setdefault(str(run.manifest["dataset"]["name"]), []).append(run)
     placed: dict[str, list[Place]] = {}
-    left_out = []
+    left_out: list[tuple[str, str]] = []
     for dataset, own in by_dataset.items():
         for system in group_runs(own):
             first = system.runs[0]
             recipe = resolved_recipe(first)
             encoding = encoding_of(first, data_dir)
             if recipe.get("corruptions"):
-                left_out.append(f"{system.label}: its features are spoilt on purpose")
+                left_out.append((system.label, "its features are spoilt on purpose"))
             elif not encoding.encoders and kind != "modalities":
-                left_out.append(f"{system.label}: no encoder, it learns from IDs alone")
+                left_out.append((system.label, "it learns from IDs alone"))
             else:
                 model = str((first.manifest.get("model") or recipe.get("model") or {}).get("name"))
                 placed.setdefault(dataset, []).append(Place(system, model, encoding))
-    return placed, list(dict.fromkeys(left_out))
+    return placed, left_out
+
+
+def _called(place: Place) -> str:
+    e = place.encoding
+    return f"{place.model} {e.encoder} {name_of(e.paradigm)}" if e.encoders else place.model
 
 
 def _rows(kind: Kind, places: Sequence[Place]) -> dict[Row, Callable[[Place], bool]]:
@@ -236,7 +259,7 @@ def _rows(kind: Kind, places: Sequence[Place]) -> dict[Row, Callable[[Place], bo
     return rows
 
 
-def _order(place: Place) -> tuple[int, str, bool, str, int, int]:
+def _order(place: Place) -> tuple[int, str, bool, str, int, int, tuple[int, ...]]:
     encoding = place.encoding
     known = place.model in MODELS
     stage = PARADIGMS.index(encoding.paradigm) if encoding.paradigm in PARADIGMS else len(PARADIGMS)
@@ -247,6 +270,7 @@ def _order(place: Place) -> tuple[int, str, bool, str, int, int]:
         encoding.encoder,
         stage,
         -len(encoding.encoders),
+        tuple(MODALITIES.index(modality) for modality, _ in encoding.encoders),
     )
 
 
@@ -284,12 +308,11 @@ def _by_encoder(places: Sequence[Place]) -> list[_Members]:
         return "pt" if place.encoding.paradigm in FROZEN else place.encoding.paradigm
 
     several = len({stage(place) for place in places}) > 1
-    varied = len({place.encoding.letters for place in places}) > 1
 
     def label(place: Place) -> tuple[str, ...]:
         e = place.encoding
         stages = [name_of(e.paradigm)] if several else []
-        return (e.encoder, *stages, *([f"({e.letters})"] if varied else []))
+        return (e.encoder, *stages, *_fewer(place, places))
 
     return _grouped(
         places,
@@ -300,18 +323,22 @@ def _by_encoder(places: Sequence[Place]) -> list[_Members]:
 
 
 def _by_paradigm(places: Sequence[Place]) -> list[_Members]:
-    varied = len({place.encoding.letters for place in places}) > 1
-
-    def label(place: Place) -> tuple[str, ...]:
-        e = place.encoding
-        return (e.encoder, name_of(e.paradigm), *([f"({e.letters})"] if varied else []))
-
     return _grouped(
         places,
         lambda place: (place.model, place.encoding.encoder, place.encoding.letters),
         lambda place: name_of(place.encoding.paradigm),
-        label,
+        lambda place: (
+            place.encoding.encoder,
+            name_of(place.encoding.paradigm),
+            *_fewer(place, places),
+        ),
     )
+
+
+def _fewer(place: Place, places: Sequence[Place]) -> tuple[str, ...]:
+    """The modalities, where others of the recommender have more."""
+    most = max(len(p.encoding.encoders) for p in places if p.model == place.model)
+    return () if len(place.encoding.encoders) == most else (f"({place.encoding.letters})",)
 
 
 def _by_modality(places: Sequence[Place]) -> list[_Members]:
@@ -331,18 +358,17 @@ def _by_modality(places: Sequence[Place]) -> list[_Members]:
             return same and _pairs(place) <= _pairs(of)
 
         letters = [p.encoding.letters for p in most_first if belongs(p, p.encoding.letters)]
-        groups.append(
-            [
-                (
-                    replace(
-                        _row(whole, each, e.encoder, name_of(e.paradigm), f"({each})"),
-                        letters=each,
-                    ),
-                    lambda p, each=each, ask=belongs: ask(p, each),  # type: ignore[misc]
-                )
-                for each in dict.fromkeys(letters)
-            ]
-        )
+        members: _Members = [
+            (
+                replace(
+                    _row(whole, each, e.encoder, name_of(e.paradigm), f"({each})"), letters=each
+                ),
+                lambda p, each=each, ask=belongs: ask(p, each),  # type: ignore[misc]
+            )
+            for each in dict.fromkeys(letters)
+        ]
+        if len(members) > 1:
+            groups.append(members)
     return groups
 
 

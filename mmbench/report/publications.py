@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from mmbench.report.comparison import Comparison
+from mmbench.report.paradigms import encoding_of
 from mmbench.report.systems import System
 
 FOLDER = Path(__file__).with_name("published")
@@ -265,12 +266,14 @@ def _feature_differences(system: System, row: Published) -> Iterator[str]:
     if further:
         yield f"no {' and no '.join(further)} used there, which this run uses"
     if row.encoder:
-        named = {str(each.get("encoder")) for each in system.runs[0].manifest.get("features") or ()}
+        manifest = system.runs[0].manifest
+        read = [*(manifest.get("features") or ()), *(manifest.get("encoders") or ())]
+        named = {str(each.get("encoder")) for each in read}
         yield (
             f"features there: {facts()['encoders'][row.encoder]}; "
             f"here: {', '.join(sorted(named)) or 'none'}"
         )
-    if row.training in TUNED:
+    if row.training in TUNED and encoding_of(system.runs[0]).paradigm != row.training:
         yield TUNED[row.training]
 
 

@@ -129,7 +129,7 @@ def test_modalities_alone_are_tested_against_all_of_them(add):
     assert [str(c.metric) for c in found.sheets[0].comparison.columns] == ["ndcg@20"]
     assert found.sheets[0].cell(0, 0).is_reference
     assert found.sheets[0].comparison.families[0].over_users == 3
-    assert found.left_out == ("lightgcn: lightgcn has no run with an encoder",)
+    assert found.left_out == (("lightgcn", "its model has no run with an encoder"),)
 
 
 def test_of_the_trials_in_a_cell_the_best_on_validation_is_shown(add, lab):
@@ -188,6 +188,33 @@ def test_every_form_holds_the_same_numbers(grid, kind):
     assert document["table"] == {"encoders": 3, "paradigms": 4}[kind]
 
 
+def test_encoders_that_learn_are_left_out_of_the_layout_of_encoders(grid):
+    found = lay_out(grid, "encoders")
+    assert {row.paradigm for row in found.rows} == {"pt"}
+    assert len(found.left_out) == 8
+    notes = Shown(found).notes()
+    assert any("see --layout paradigms): lattice clip-vit-b16 FT" in note for note in notes)
+    assert any(note.endswith("and 4 more.") for note in notes)
+
+
+def test_single_modalities_are_rows_of_their_own_among_paradigms(add):
+    runs = [
+        add("mmgcl", CLIP, CLIP),
+        add("mmgcl", CLIP, CLIP, "ft"),
+        add("mmgcl", None, CLIP),
+        add("vbpr", CLIP, None),
+    ]
+    labels = [row.label for row in lay_out(runs, "paradigms").rows]
+    assert labels == [
+        f"vbpr {CLIP} PT",
+        f"mmgcl {CLIP} PT",
+        f"mmgcl {CLIP} FT",
+        f"mmgcl {CLIP} PT (T)",
+    ]
+    with pytest.raises(ConfigError, match="its model has no run with other modalities"):
+        lay_out([runs[0], runs[3]], "modalities")
+
+
 def test_groups_are_parted_by_rules(grid):
     found = lay_out(grid, "paradigms", metrics=["recall@10"])
     latex = render_layout(Shown(found), "latex")
@@ -199,7 +226,7 @@ def test_what_cannot_be_laid_out(add, grid):
     with pytest.raises(ConfigError, match="no complete run to lay out"):
         lay_out([], "encoders")
     ids = add("bpr-mf", None, None)
-    with pytest.raises(ConfigError, match="no run belongs into the layout 'encoders': bpr-mf"):
+    with pytest.raises(ConfigError, match="bpr-mf: it learns from IDs alone"):
         lay_out([ids], "encoders")
     with pytest.raises(UnknownNameError, match="PTT"):
         lay_out(grid, "paradigms", baseline="PTT")
@@ -211,7 +238,7 @@ def test_what_cannot_be_laid_out(add, grid):
     spoilt = add(
         "vbpr", CLIP, CLIP, trial="c", recipe={"corruptions": {"visual": {"kind": "noise"}}}
     )
-    assert "its features are spoilt" in lay_out([*grid, spoilt], "paradigms").left_out[0]
+    assert "spoilt on purpose" in lay_out([*grid, spoilt], "paradigms").left_out[0][1]
 
 
 def test_trials_chosen_by_different_metrics_are_refused(add):
