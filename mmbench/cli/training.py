@@ -121,7 +121,8 @@ def warn_of_no_features(recipe: Recipe) -> None:
     from mmbench.models.base import MODELS
 
     model = MODELS.get(str(recipe.shape.model["name"]))
-    chosen = recipe.shape.features or any(key.startswith("features") for key in recipe.shape.grid)
+    shape = recipe.shape
+    chosen = shape.features or shape.encoders or any(k.startswith("features") for k in shape.grid)
     if model.obj.modalities and not model.obj.requires_modality and not chosen:
         console.warn(
             f"{recipe.source}: {model.name} is given no feature set and learns from IDs alone; "

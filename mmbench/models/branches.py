@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbench.models.base import Interactions, ItemFeatures
-from mmbench.models.fusion import FeatureTables
+from mmbench.models.fusion import FeatureTables, unit_rows
 from mmbench.models.graph import SparseOperator, normalised_matrix
 from mmbench.models.losses import full_precision
 
@@ -137,6 +137,11 @@ def _with_zeros(ones: Tensor, n: int) -> Tensor:
     return ones.index_fill_(0, places, 0.0)
 
 
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length one; of rows that learn with a gradient that is none at a row of zeros."""
+    return unit_rows(rows) if rows.requires_grad else F.normalize(rows, dim=1)
+
+
 class BranchEncoder(nn.Module):
     """The branches of ids and of each modality given, propagated over S."""
 
@@ -153,11 +158,7 @@ class BranchEncoder(nn.Module):
         self.items = nn.Parameter(torch.empty(train.n_items, size))  # Q
         nn.init.xavier_uniform_(self.users)
         nn.init.xavier_uniform_(self.items)
-        units = [
-            dataclasses.replace(features, matrix=F.normalize(features.matrix.float(), dim=1))
-            for features in given
-        ]
-        self.features = FeatureTables(units, frozen=True)
+        self.features = FeatureTables(given, frozen=True, prepare=_unit)
         self.project = nn.ModuleDict()  # W_m, b_m
         for features in given:
             project = nn.Linear(features.matrix.shape[1], size)

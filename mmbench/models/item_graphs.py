@@ -232,15 +232,18 @@ def raw_graph(features: ItemFeatures, k: int) -> NeighbourGraph:
     return NeighbourGraph(indices.to(device), weights.to(device))
 
 
-def learned_similarities(features: Tensor, k: int) -> NeighbourGraph:
+def learned_similarities(features: Tensor, k: int, indices: Tensor | None = None) -> NeighbourGraph:
     """The k items nearest to each by cosine, with similarities that carry gradient to F [I, D].
 
     The choice of the k is not differentiated. Not normalised yet.
+
+    Args:
+        indices: the k of each item, [I, k], if they were chosen before.
     """
     features = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
     with torch.autocast(features.device.type, enabled=False):
-        with torch.no_grad():
-            indices, _ = item_neighbours(features, k)
+        if indices is None:
+            indices, _ = item_neighbours(features, k)  # without gradient
         return NeighbourGraph(indices, cosine_of_pairs(features, indices))
 
 
@@ -248,7 +251,7 @@ class LearnedGraphs(nn.Module):
     """Item graphs that are built with gradient, then stand still for a while.
 
     LATTICE and MICRO build theirs in the first batch of an epoch. Beside them stand the graphs of
-    the raw features, which never change. Neither is among the stored weights.
+    the raw features, which change with these alone. Neither is among the stored weights.
     """
 
     raw_indices: Tensor
@@ -268,6 +271,11 @@ class LearnedGraphs(nn.Module):
         """The graphs of the raw features, one for each modality."""
         pairs = zip(self.raw_indices, self.raw_weights, strict=True)
         return [NeighbourGraph(indices, weights) for indices, weights in pairs]
+
+    def replace_raw(self, at: int, graph: NeighbourGraph) -> None:
+        """Put another graph in place of one of those of the raw features, which have changed."""
+        self.raw_indices[at] = graph.indices
+        self.raw_weights[at] = graph.weights.detach()
 
     def forget(self) -> None:
         """Let the next `propagate` build anew."""

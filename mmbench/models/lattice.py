@@ -17,6 +17,11 @@ G is built anew, with gradient, for the first batch of an epoch; the others of t
 as a constant, so that a, W_m and X_m move once per epoch. `rebuild: batch` builds it in every
 batch. Ranking builds its own from the weights of that moment.
 
+Where encoders make the X_m and learn, h depends on them through G alone, so that a gradient per
+epoch would teach them next to nothing: who is near whom, in 3. and in G_m, is then chosen when the
+engine computes the X_m anew and at the start of an epoch, and the weights of these edges are
+computed with gradient in every batch.
+
 Shapes: I items, N users and items, B batch, D = config.embedding_size, M modalities, k neighbours.
 Departures: G is stored as the 2 k M entries that a row can have, never as I x I. 4. normalises
 the mixture, as both public codes do, not each L_m. The penalty is over the rows of the batch, a
@@ -85,6 +90,7 @@ class LATTICE(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: LATTICEConfig
 
     def __init__(
@@ -104,6 +110,7 @@ class LATTICE(Recommender):
         if len(given) > 1:  # one modality has the weight 1
             self.modal_logits = nn.Parameter(torch.full((len(given),), 0.5))  # a
         self.item_graphs = LearnedGraphs([raw_graph(g, config.k) for g in given])
+        self._chosen: dict[str, Tensor] = {}  # neighbours of Y_m where encoders learn, [I, k]
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Vectors u [U, D] and i [I, D], over item graphs built from the weights of now."""
@@ -125,6 +132,15 @@ class LATTICE(Recommender):
     def on_epoch_start(self, epoch: int) -> None:
         """Let the first batch build the item graph anew."""
         self.item_graphs.forget()
+        self._chosen = {}
+
+    def on_features_change(self) -> None:
+        """Choose the neighbours by X_m anew."""
+        self._chosen = {}
+        for at, name in enumerate(self.features.modalities):
+            if name in self.features.encoders:
+                near = learned_similarities(self.features.table(name), self.config.k)
+                self.item_graphs.replace_raw(at, near.normalised())
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The BPR loss of B triples and the penalty of their vectors, scalars."""
@@ -135,7 +151,7 @@ class LATTICE(Recommender):
                     self._q,
                     self.config.n_item_layers,
                     self.build,
-                    keep=self.config.rebuild == "epoch",
+                    keep=self.config.rebuild == "epoch" and not len(self.features.encoders),
                 )
             )
         users = all_users.index_select(0, batch.users)  # [B, D]
@@ -150,11 +166,11 @@ class LATTICE(Recommender):
     def build(self) -> list[NeighbourGraph]:
         """G with gradient to a, W_m and X_m; for an ensemble G_m' of each modality."""
         share, alpha = self.config.raw_weight, self._alpha()
-        raw = self.item_graphs.raw()
-        learned = [
-            learned_similarities(self.project[name](self.features[name]), self.config.k)
-            for name in self.features.modalities
+        raw = [
+            self._raw(name, graph)
+            for name, graph in zip(self.features.modalities, self.item_graphs.raw(), strict=True)
         ]
+        learned = [self._learned(name) for name in self.features.modalities]
         if self.config.integration == "ensemble":
             return [
                 joined_graph(similar.normalised().scaled(1 - share), start.scaled(share))
@@ -169,6 +185,24 @@ class LATTICE(Recommender):
                 *(graph.scaled(share * alpha[m]) for m, graph in enumerate(raw)),
             )
         ]
+
+    def _raw(self, name: str, graph: NeighbourGraph) -> NeighbourGraph:
+        """G_m, with gradient to X_m where an encoder has given rows with it."""
+        table = self.features[name]
+        if name not in self.features.encoders or not table.requires_grad:
+            return graph
+        return learned_similarities(table, self.config.k, graph.indices).normalised()
+
+    def _learned(self, name: str) -> NeighbourGraph:
+        """L_m of equation 3."""
+        project, k, indices = self.project[name], self.config.k, None
+        if self.training and len(self.features.encoders) and self.config.rebuild == "epoch":
+            if name not in self._chosen:
+                with torch.no_grad():
+                    near = learned_similarities(project(self.features.table(name)), k)
+                self._chosen[name] = near.indices
+            indices = self._chosen[name]
+        return learned_similarities(project(self.features[name]), k, indices)
 
     @property
     def _q(self) -> Tensor:

@@ -87,6 +87,7 @@ class MMGCL(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: MMGCLConfig
 
     def __init__(self, config: MMGCLConfig, train: Interactions, given: list[ItemFeatures]) -> None:

@@ -44,7 +44,7 @@ from mmbench.models.base import (
     Recommender,
     register_model,
 )
-from mmbench.models.fusion import split_columns, unit_rows
+from mmbench.models.fusion import FeatureTables, split_columns, unit_rows
 from mmbench.models.graph import SparseOperator, mean_adjacency, row_means
 
 N_LAYERS = 3
@@ -74,6 +74,7 @@ class MMGCN(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     requires_modality = True
     config: MMGCNConfig
     nodes: Tensor  # E
@@ -204,7 +205,6 @@ class _Branch(nn.Module):
         to_items: the mean over an item's users, [I, U].
     """
 
-    features: Tensor  # X; unit rows of X where it is not projected, [I, F]
     preferences: Tensor  # T; unit rows of T where it does not learn, [U, C]
     of_users: Tensor | None  # their mean over each item's users where neither learns, [I, C]
 
@@ -212,16 +212,16 @@ class _Branch(nn.Module):
         self, config: MMGCNConfig, given: ItemFeatures, n_users: int, to_items: SparseOperator
     ) -> None:
         super().__init__()
-        features, width = given.matrix.float(), given.matrix.shape[1]
+        n_items, width = given.matrix.shape
         self.project: nn.Linear | None = None
         if given.modality == "visual":
             self.project, width = nn.Linear(width, config.visual_size), config.visual_size
-        else:
-            features = unit_rows(features)
-        self.register_buffer("features", features, persistent=False)
+        # Rows that are not projected are of length one from the start.
+        prepare = unit_rows if self.project is None else None
+        self.tables = FeatureTables([given], frozen=True, prepare=prepare)  # X
         preferences = torch.empty(n_users, width)
         nn.init.xavier_normal_(preferences)
-        self.items_are_fewer = len(features) <= n_users
+        self.items_are_fewer = n_items <= n_users
         of_users = None
         if config.frozen_ids:
             preferences = unit_rows(preferences)
@@ -235,6 +235,11 @@ class _Branch(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(width if n == 0 else size, size, first=n == 0) for n in range(N_LAYERS)
         )
+
+    @property
+    def features(self) -> Tensor:
+        """X; unit rows of X where it is not projected, [I, F]."""
+        return self.tables[self.tables.modalities[0]]
 
     def following(self, layer: int, means: Tensor, states: Tensor, ids: Tensor) -> Tensor:
         """The next x of some nodes [R, D], by a layer counted from 0; arguments as `_Layer`'s."""

@@ -71,6 +71,7 @@ class SLMRec(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: SLMRecConfig
 
     def __init__(
@@ -106,6 +107,10 @@ class SLMRec(Recommender):
     def item_vectors(self) -> Tensor:
         """e_i of all items, [I, D]."""
         return self.vectors()[1]
+
+    def batch_items(self, batch: Batch) -> Tensor:
+        """The positives: the batch's negatives are not used."""
+        return batch.positives
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 3 for B pairs, scalars; the batch's negatives are not used."""
