@@ -211,7 +211,7 @@ def test_single_modalities_are_rows_of_their_own_among_paradigms(add):
         f"mmgcl {CLIP} FT",
         f"mmgcl {CLIP} PT (T)",
     ]
-    with pytest.raises(ConfigError, match="its model has no run with other modalities"):
+    with pytest.raises(ConfigError, match="each stands alone"):
         lay_out([runs[0], runs[3]], "modalities")
 
 
