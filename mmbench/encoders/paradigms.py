@@ -44,7 +44,7 @@ def of_stored(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_live(
-    name: str, variant: str | None, tune: str, tuned: Mapping[str, Any] | None, how: str | None
+    name: str, variant: str | None, tune: str, tuned: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Encoder and paradigm of one that a recipe names under `encoders:`; plain values.
 
@@ -53,16 +53,10 @@ def of_live(
         variant: that the recipe asks for.
         tune: "none" where nothing of it learns.
         tuned: how its first weights were fine-tuned, where they were.
-        how: the recipe's `training.encoder`.
     """
     parts = [part for part in (*name.split(":", 1), variant) if part]
     called = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)
-    if how is not None and "table" in how:
-        paradigm = "table"
-    elif tune != "none":
-        paradigm = "ete"
-    else:
-        paradigm = "pt" if tuned is None else "ft"
+    paradigm = "ete" if tune != "none" else "pt" if tuned is None else "ft"
     began = {} if tuned is None else {"finetuned": told(tuned)}
     return {"encoder": called, "paradigm": paradigm, **began}
 

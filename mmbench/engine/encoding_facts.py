@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from mmbench.data.aligned import agreement
+from mmbench.data.features import FeatureSet
 from mmbench.encoders import paradigms
 from mmbench.encoders.tuned import tuning_of
 from mmbench.engine.inputs import Inputs
@@ -31,11 +32,8 @@ def encoding_facts(recipe: RunRecipe, inputs: Inputs, model: nn.Module) -> dict[
         `encoding`, a record of each modality, and `alignment`, a record of each two encoders that
         learnt and whose vectors are of equal width; either is left out where it is empty.
     """
-    records = [
-        {"modality": stored.modality, "set": stored.key, **paradigms.of_stored(stored.manifest)}
-        for stored in inputs.stored
-    ]
-    records += [_of_source(recipe, source) for source in inputs.live]
+    records = [_of_set(recipe, stored) for stored in inputs.stored]
+    records += [_of_source(source) for source in inputs.live]
     aligned = _alignments(model)
     return {
         **({"encoding": records} if records else {}),
@@ -43,16 +41,20 @@ def encoding_facts(recipe: RunRecipe, inputs: Inputs, model: nn.Module) -> dict[
     }
 
 
-def _of_source(recipe: RunRecipe, source: LiveSource) -> dict[str, Any]:
-    how = source.how
-    tuned = None
+def _of_set(recipe: RunRecipe, stored: FeatureSet) -> dict[str, Any]:
+    said = paradigms.of_stored(stored.manifest)
+    how = recipe.training.encoder
+    if how is not None and not how.trains_encoder:
+        said |= {"paradigm": "table", "began": said["paradigm"]}
+    return {"modality": stored.modality, "set": stored.key, **said}
+
+
+def _of_source(source: LiveSource) -> dict[str, Any]:
+    how, tuned = source.how, None
     if how.weights:
         place = Path(how.weights).expanduser()
         tuned = tuning_of(place if place.is_dir() else place.parent)
-    asked = getattr(recipe.training, "encoder", None)
-    said = paradigms.of_live(
-        how.name, how.variant, how.tune, tuned, None if asked is None else str(asked)
-    )
+    said = paradigms.of_live(how.name, how.variant, how.tune, tuned)
     return {"modality": source.modality, **said}
 
 
