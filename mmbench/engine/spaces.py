@@ -15,18 +15,17 @@ from mmbench.data.features import read_feature_manifest
 from mmbench.encoders.base import ENCODERS
 from mmbench.engine.inputs import Inputs
 from mmbench.errors import ConfigError, DataError
-from mmbench.runs import Run
 
 Manifest = Mapping[str, Any]
 FITTED: Literal["fitted"] = "fitted"
 _CURE = "extract both datasets with one encoder of fixed weights, or leave the modality out"
 
 
-def check_spaces(run: Run, inputs: Inputs, said_same: Sequence[str] = ()) -> None:
+def check_spaces(facts: Manifest, inputs: Inputs, said_same: Sequence[str] = ()) -> None:
     """Check that what a model reads means the same as in the run whose weights it starts from.
 
     Args:
-        run: the finished run; its dataset is looked for beside the new one.
+        facts: of that run; its dataset is looked for beside the new one.
         inputs: of the new run.
         said_same: modalities of which the user says it, where nothing shows it.
 
@@ -34,9 +33,9 @@ def check_spaces(run: Run, inputs: Inputs, said_same: Sequence[str] = ()) -> Non
         ConfigError: it does not, or they share no modality.
         DataError: what shows it is missing.
     """
-    name = str(run.manifest["dataset"]["name"])
-    stored = {str(f["modality"]): f for f in run.manifest.get("features") or []}
-    live = {str(f["modality"]): f for f in run.manifest.get("encoders") or []}
+    name = str(facts["dataset"]["name"])
+    stored = {str(f["modality"]): f for f in facts.get("features") or []}
+    live = {str(f["modality"]): f for f in facts.get("encoders") or []}
     check_shared(name, [*stored, *live], inputs.dataset.name, inputs.modalities)
     for ours in inputs.stored:
         where = f"{ours.modality} of {name} and of {inputs.dataset.name}"

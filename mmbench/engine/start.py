@@ -89,7 +89,7 @@ class Start:
                 trained though it lacks some.
             DataError: the weights or feature sets of the other run's dataset cannot be read.
         """
-        check_spaces(self.run, inputs, self.how.same_space)
+        check_spaces(self.run.manifest, inputs, self.how.same_space)
         tensors = read_weights(self.run)
         moved = what_moves(model, tensors, sizes_of(self.run), sizes_of_inputs(inputs))
         name = self.run.manifest["model"]["name"]

@@ -14,6 +14,7 @@ from mmbench.errors import ConfigError
 from mmbench.metrics.base import Metric, parse_metric
 from mmbench.report.breakdown import By
 from mmbench.report.comparison import Comparison
+from mmbench.report.convergence import Convergence
 from mmbench.report.gains import GainTable, Place, gains
 from mmbench.report.html import drawing
 from mmbench.report.html.content import Figure, Gallery, Section
@@ -41,7 +42,7 @@ class Finding:
     """
 
     title: str
-    shown: Comparison | GainTable
+    shown: Comparison | GainTable | Convergence
     section: Section
 
 
