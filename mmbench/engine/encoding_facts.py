@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from mmbench.data.aligned import agreement
 from mmbench.data.features import FeatureSet
 from mmbench.encoders import paradigms
 from mmbench.encoders.tuned import tuning_of
 from mmbench.engine.inputs import Inputs
-from mmbench.engine.live import LiveItemEncoder, LiveSource
+from mmbench.engine.live import LiveSource
+from mmbench.models.fusion import FeatureTables
 from mmbench.recipe import RunRecipe
 
 
@@ -29,12 +31,13 @@ def encoding_facts(recipe: RunRecipe, inputs: Inputs, model: nn.Module) -> dict[
         model: with the chosen weights.
 
     Returns:
-        `encoding`, a record of each modality, and `alignment`, a record of each two encoders that
-        learnt and whose vectors are of equal width; either is left out where it is empty.
+        `encoding`, a record of each modality, and `alignment`, a record of each two modalities
+        whose vectors are of equal width and learnt, one at least; either is left out where it is
+        empty. Of sequential models nothing is measured, as they read tokens.
     """
     records = [_of_set(recipe, stored) for stored in inputs.stored]
     records += [_of_source(source) for source in inputs.live]
-    aligned = _alignments(model)
+    aligned = _alignments(recipe, inputs, model)
     return {
         **({"encoding": records} if records else {}),
         **({"alignment": aligned} if aligned else {}),
@@ -58,22 +61,41 @@ def _of_source(source: LiveSource) -> dict[str, Any]:
     return {"modality": source.modality, **said}
 
 
-def _alignments(model: nn.Module) -> list[dict[str, Any]]:
-    """The alignment of the vectors that trained encoders make of all items.
+def _alignments(recipe: RunRecipe, inputs: Inputs, model: nn.Module) -> list[dict[str, Any]]:
+    """The alignment of vectors that learnt, of all items, with one another and with stored ones.
 
-    A vector without a direction, as an item without the modality can get, is left out.
+    What the model read last is measured: the rows that were computed with the chosen weights.
     """
-    learnt = [part for part in model.modules() if isinstance(part, LiveItemEncoder)]
-    if len(learnt) < 2:
-        return []
-    vectors = {part.modality: part.every_vector().numpy() for part in learnt}
-    found = []
-    for first, second in itertools.combinations(sorted(vectors, reverse=True), 2):
-        one, other = vectors[first], vectors[second]
-        if one.shape != other.shape:
+    how = recipe.training.encoder
+    rows_learn = how is not None and not how.trains_encoder
+    present = {given.modality: given.present.cpu().numpy() for given in inputs.features}
+    found: dict[str, tuple[NDArray[Any], NDArray[np.bool_], bool]] = {}
+    for tables in model.modules():
+        if not isinstance(tables, FeatureTables):
             continue
-        fit = [np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1) for rows in (one, other)]
-        measured = agreement(one, other, fit[0] & fit[1])
+        for name in tables.modalities:
+            if name in tables.encoders:
+                has = tables.present(name).cpu().numpy()
+                found[name] = _array(tables.encoded(name)), has, True
+            elif name in present:
+                found[name] = _array(tables.table(name)), present[name], rows_learn
+    records = []
+    for first, second in itertools.combinations(sorted(found, reverse=True), 2):
+        (one, has_one, learnt), (other, has_other, too) = found[first], found[second]
+        if one.shape != other.shape or not (learnt or too):
+            continue
+        both = has_one & has_other & _has_direction(one) & _has_direction(other)
+        measured = agreement(one, other, both)
         if measured is not None:
-            found.append({"first": first, "second": second, **measured})
-    return found
+            records.append({"first": first, "second": second, **measured})
+    return records
+
+
+def _array(rows: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = rows.detach().float().cpu().numpy()
+    return array
+
+
+def _has_direction(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    has: NDArray[np.bool_] = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
+    return has
