@@ -440,7 +440,7 @@ class RunRecipe:
         self.settings, self.seed, self.trial = settings, seed, dict(trial)
         self.label = shape.label or self.model
         if trial:
-            parts = (f"{key.rpartition('.')[2]}={value}" for key, value in trial.items())
+            parts = (f"{key.rpartition('.')[2]}={_short(value)}" for key, value in trial.items())
             self.label += f" ({', '.join(parts)})"
 
     def as_dict(self) -> dict[str, Any]:
@@ -497,6 +497,13 @@ def _of_seed(training: Training, seed: int) -> Training:
         return training
     of_seed = start.model_copy(update={"run": start.run.replace(SEED_MARK, str(seed))})
     return training.model_copy(update={"start_from": of_seed})
+
+
+def _short(value: Any) -> str:
+    """A value of a grid in a label; of a whole section its values, each once."""
+    if isinstance(value, Mapping):
+        return "+".join(dict.fromkeys(map(_short, value.values())))
+    return str(value)
 
 
 SEARCHABLE = ("model", "features", "encoders", "corruptions", "training")
