@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from mmbench.errors import ConfigError, UnknownNameError
-from mmbench.recipe import Recipe, apply_settings, load_recipe, read_recipe, system_hash
+from mmbench.recipe import (
+    Recipe,
+    apply_settings,
+    load_recipe,
+    read_recipe,
+    shipped_recipes,
+    system_hash,
+)
 
 VBPR = {"dataset": "demo", "model": {"name": "vbpr"}}
 
@@ -118,6 +125,25 @@ def test_the_identity_ignores_seed_and_label_and_for_closed_forms_the_training()
     closed = {"model": {"name": "popularity"}}
     plain = recipe(**closed).expand()[0].identity()
     assert recipe(**closed, training={"epochs": 3}).expand()[0].identity() == plain
+
+
+SEARCHED = [
+    name
+    for name in shipped_recipes()
+    if name.startswith(("demo/", "tiktok/", "movielens-100k/")) and load_recipe(name).shape.search
+]
+
+
+def test_a_shipped_search_names_no_run_anew_and_every_edge_of_it_can_be_trained() -> None:
+    assert len(SEARCHED) > 70
+    for name in SEARCHED:
+        whole = load_recipe(name)
+        without = load_recipe(name, settings=["search={}"])
+        assert not without.shape.search
+        assert [run.identity() for run in whole.expand()] == [
+            run.identity() for run in without.expand()
+        ], name
+        assert list(whole.space) == list(whole.shape.search), name
 
 
 def test_settings_are_read_as_yaml_and_reach_into_shorthand() -> None:
