@@ -52,6 +52,7 @@ DEMO = ("bpr-mf", "vbpr", "itemknn-cbf")
     "--baseline", metavar="LABEL", help="Reference system. [default: the best of each column]"
 )
 @reporting.study_options
+@options.tuning_options
 @options.training_options
 def cold_start(
     recipes: tuple[str, ...],
@@ -64,6 +65,11 @@ def cold_start(
     page: Path | None,
     folder: Path | None,
     force: bool,
+    tune: str | None,
+    trials: int | None,
+    processes: int | None,
+    threads: int | None,
+    ray: str | None,
     dataset: str | None,
     seeds: tuple[int, ...],
     settings: tuple[str, ...],
@@ -79,19 +85,22 @@ def cold_start(
     A model of IDs alone has vectors of items that it never trained on, and finds them by chance;
     one that reads their pictures or texts can do better. Without RECIPE it compares bpr-mf, vbpr
     and itemknn-cbf on the embedded demo dataset. Finished runs are taken as they are, and
-    splits that a dataset lacks are added to it.
+    splits that a dataset lacks are added to it. With --tune the settings under search: are
+    searched for every model on the validation part of the study's split, with equal budgets.
 
     \b
     Examples:
       mmbench cold-start
       mmbench cold-start bpr-mf vbpr --dataset movielens-100k --seeds 0,1,2
       mmbench cold-start sasrec --dataset movielens-100k --definition sequences
+      mmbench cold-start vbpr bpr-mf --tune random --trials 10 --html cold.html
     """
     if definition == "items" and (scope or below):
         raise click.UsageError("--scope and --below belong to --definition sequences")
     if definition == "sequences" and split_seed is not None:
         raise click.UsageError("--split-seed belongs to --definition items")
     from mmbench.cli.training import display, ensure_demo, workplace
+    from mmbench.cli.tuning import asked_tuning, check_free, tell_searches, tuned
     from mmbench.metrics.base import parse_metric
     from mmbench.recipe import load_recipe
     from mmbench.report.cold_start import compare_cold
@@ -99,6 +108,7 @@ def cold_start(
     from mmbench.report.html.cold_start import cold_start as section
     from mmbench.studies import cold_start as study
 
+    tuning = asked_tuning(tune, trials, processes, threads, ray)
     reporting.check_places(page, folder, force=force)
     wanted = metrics or study.METRICS[definition]
     deepest = max(parse_metric(name).k for name in wanted)
@@ -115,8 +125,15 @@ def cold_start(
     study.check_request(loaded, baseline, deepest)
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     ensure_demo(loaded[0].shape.dataset, data_dir)
-    with display() as events:
-        found = study.cold_start(loaded, how, place, events)
+    if tuning is not None:
+        check_free(loaded, settings, {})
+        planned = study.plan(loaded, how, place)
+        found = study.judge_all(
+            planned, how, place, tell_searches(tuned(planned, tuning, place), output)
+        )
+    else:
+        with display() as events:
+            found = study.cold_start(loaded, how, place, events)
     table = compare_cold(
         found.runs,
         found.scopes,

@@ -40,7 +40,7 @@ from mmbench.models.base import MODELS
 from mmbench.recipe import Recipe
 from mmbench.report.cold_start import BEST, ColdTable, Scope, compare_cold
 from mmbench.runs import Run
-from mmbench.studies.training import Events, Workplace, train_recipes
+from mmbench.studies.training import Events, Trained, Workplace, train_recipes
 
 Definition = Literal["items", "sequences"]
 COLD_BELOW = 10
@@ -88,6 +88,16 @@ def cold_start(
         DataError: the dataset is missing or has no order in time, no item is cold, or a folder
             cannot be written to.
     """
+    planned = plan(recipes, how, place)
+    return judge_all(planned, how, place, train_recipes(planned, place, events))
+
+
+def plan(recipes: Sequence[Recipe], how: ColdStart, place: Workplace) -> list[Recipe]:
+    """The recipes on the split of a study, which is added to the dataset where it lacks it.
+
+    Raises:
+        ConfigError, DataError: as of `cold_start`, before any training.
+    """
     (name, *others) = dict.fromkeys(recipe.shape.dataset for recipe in recipes)
     if others:
         raise ConfigError(
@@ -97,16 +107,29 @@ def cold_start(
     dataset = add_missing(name, needed_splits(recipes, how), place)
     if how.definition == "sequences":
         _refuse_no_cases(dataset, how)
-    planned = [on_split(recipe, how, _training_split(recipes, how)) for recipe in recipes]
-    results = train_recipes(planned, place, events)
+    return [on_split(recipe, how, _training_split(recipes, how)) for recipe in recipes]
+
+
+def judge_all(
+    planned: Sequence[Recipe], how: ColdStart, place: Workplace, trained: Sequence[Trained]
+) -> Result:
+    """Rank what a study asks for, with the chosen runs of its recipes.
+
+    Args:
+        planned: the recipes, as `plan` returns them.
+        how: what is asked for.
+        place: where data and runs lie.
+        trained: what became of the recipes; of a search or a grid the chosen trial counts.
+    """
     runs = list(
-        {run.path: run for result in results for run in result.chosen.runs}.values()
+        {run.path: run for result in trained for run in result.chosen.runs}.values()
     )  # equal recipes under two names are the same runs
     scopes: list[Scope] = []
     for run in runs:
         found = _judge(run, how, place)
         scopes = scopes or found
-    cold = dataset.cold(needed_splits(recipes, how)[-1])["cold_items"]
+    dataset = load_dataset(planned[0].shape.dataset, place.data_dir)
+    cold = dataset.cold(needed_splits(planned, how)[-1])["cold_items"]
     return Result(runs, scopes, len(cold))
 
 

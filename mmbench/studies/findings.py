@@ -17,8 +17,9 @@ from mmbench.report.comparison import Comparison
 from mmbench.report.convergence import Convergence
 from mmbench.report.gains import GainTable, Place, gains
 from mmbench.report.html import drawing
-from mmbench.report.html.content import Figure, Gallery, Section
+from mmbench.report.html.content import Details, Figure, Gallery, Part, Section
 from mmbench.report.html.gains import section as gain_section
+from mmbench.report.html.leaderboard import leaderboard_table
 from mmbench.report.html.naming import slug
 from mmbench.report.numbers import fixed
 from mmbench.report.systems import load_lists
@@ -195,11 +196,10 @@ def _of(question: Question, name: str) -> Finding:
         notes=(f"gain: over {question.references.named}.",),
     )
     section = gain_section(name, table, "", kind="none")
-    if question.name == "size":
-        section = replace(
-            section, parts=(Gallery(_size_figures(question, c, name)), *section.parts)
-        )
-    return Finding(question.title, c, section)
+    figures = _size_figures(question, c, name) if question.name == "size" else ()
+    parts: tuple[Part, ...] = (Gallery(figures),) if figures else ()
+    parts += (leaderboard_table(c, f"{name}-means"), Details("Gains in numbers", section.parts))
+    return Finding(question.title, c, replace(section, parts=parts))
 
 
 def _ladder(question: Question, name: str) -> Finding:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 SHORT = ("--seeds", "0", "--set", "training.epochs=12", "--set", "training.batch_size=2048")
 
@@ -54,9 +56,55 @@ def test_histories_that_end_in_a_rare_item(mmbench: Callable) -> None:
         assert words in " ".join(done.out.split())
 
 
+def test_searches_every_model_with_equal_budgets_and_writes_a_page(
+    mmbench: Callable, tiny_data: Path
+) -> None:
+    data = Path("data")
+    shutil.copytree(tiny_data, data)  # the study adds a split
+    names = []
+    for model, searched in (("vbpr", "model.regularization"), ("itemknn-cbf", "model.k")):
+        recipe = {
+            "dataset": "tiny",
+            "features": {"visual": "imported"},
+            "model": {"name": model},
+            "training": {"epochs": 2, "batch_size": 256},
+            "search": {searched: [2, 5]},
+        }
+        Path(f"{model}.yaml").write_text(yaml.safe_dump(recipe))
+        names.append(f"{model}.yaml")
+    line = ("cold-start", *names, "--tune", "grid", "--metric", "recall@10", "--html", "c.html")
+    done = mmbench(*line, "--out", "out")
+    assert done.status == 0, done.err
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "Equal budgets: 2 trials for each of 2 systems; grid" in " ".join(done.out.split())
+    splits = set()
+    for path in Path("runs").glob("*/manifest.json"):
+        splits.add(json.loads(path.read_text())["split"]["name"])
+    assert splits == {"cold-items.warm-random-per-user"}  # trials are of the study's own split
+    page = Path("c.html").read_text(encoding="utf-8")
+    for said in ("Cold start, definition items", "cold among cold", "chance", "--tune grid"):
+        assert said in page
+    rows = list(csv.DictReader(io.StringIO(Path("out/tables/cold-start.csv").read_text())))
+    assert {row["System"] for row in rows} >= {"chance"}
+    assert len(rows) == 3 * 4
+    assert all(row["high"] for row in rows if row["System"] != "chance")
+    assert Path("out/figures/cold-start-recall-10.png").exists()
+    again = mmbench(*line)
+    assert again.status == 2
+    assert "c.html exists" in again.err
+    judged = [path.parents[1] for path in Path("runs").glob("*/lists/cold-items")]
+    asked = ("--metric", "recall@10", "--html", "runs.html")
+    compared = mmbench("compare", *judged, *asked)
+    assert compared.status == 0, compared.err
+    assert "Cold start, definition items" in Path("runs.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("bpr-mf", "--trials", "3"), "--trials belongs to --tune"),
+        (("bpr-mf", "--tune", "grid", "--set", "model.regularization=1"), "searches over"),
+        (("bpr-mf", "--force"), "--force belongs to --html and --out"),
         (("bpr-mf", "--scope", "heldout"), "belong to --definition sequences"),
         (("bpr-mf", "--definition", "sequences", "--split-seed", "1"), "--definition items"),
         (("bpr-mf", "--definition", "rows"), "is not one of"),

@@ -113,24 +113,27 @@ def _told(t: ColdTable, metric: Metric) -> str:
 
 
 def _table(t: ColdTable, name: str) -> Table:
-    rows = [
-        _row(t, system.label, given, i, row[i])
-        for system, given, row in zip(t.systems, t.content, t.cells, strict=True)
-        for i in range(len(t.columns))
+    lines = [
+        *((system.label, row) for system, row in zip(t.systems, t.cells, strict=True)),
+        (CHANCE, t.chance),
     ]
-    rows += [_row(t, CHANCE, "", i, cell) for i, cell in enumerate(t.chance)]
-    words = ("Metric", "Items", "given")
-    numbers = ("mean", "low", "high", "over cases", "users", "cases", "adj. p")
-    columns = (
-        Column("System", numeric=False),
-        *(Column(head, numeric=False) for head in words),
-        *(Column(head) for head in numbers),
-    )
+    # What stands in one column of the figure stands together, chance below it.
+    rows = [_row(t, label, i, row[i]) for i in range(len(t.columns)) for label, row in lines]
+    columns = [
+        *(Column(head, numeric=False) for head in ("System", "Items", "Metric")),
+        *(Column(head) for head in ("mean", "low", "high", "adj. p", "users")),
+        *(Column(head) for head in (("over cases", "cases") if _several_cases(t) else ())),
+    ]
     said = "Every system on warm and cold items, with 95 % intervals"
-    return Table(name, said, columns, tuple(rows), tuple(caption(t)))
+    return Table(name, said, tuple(columns), tuple(rows), tuple(caption(t)))
 
 
-def _row(t: ColdTable, label: str, given: str, i: int, cell: ColdCell) -> tuple[Cell, ...]:
+def _several_cases(t: ColdTable) -> bool:
+    """Whether a user has several cases, so that the mean over cases is another."""
+    return any(cell.n_cases > cell.n_users for cell in t.chance)
+
+
+def _row(t: ColdTable, label: str, i: int, cell: ColdCell) -> tuple[Cell, ...]:
     metric, test = t.columns[i].metric, cell.tested
     tone = tone_of(test.paired.difference, test.adjusted, t.alpha) if test else ""
     if test is not None:
@@ -138,16 +141,18 @@ def _row(t: ColdTable, label: str, given: str, i: int, cell: ColdCell) -> tuple[
     else:
         tested = Cell("best" if cell.is_best and t.baseline == BEST else "", None, "muted")
     low, high = (fixed(x, DECIMALS) if math.isfinite(x) else "" for x in (cell.low, cell.high))
+    over_cases = (
+        Cell(fixed(cell.per_case, DECIMALS), cell.per_case),
+        Cell(count(cell.n_cases), cell.n_cases),
+    )
     return (
         Cell(label, label),
-        Cell(metric.label, metric.label),
         Cell(t.scopes[i].name, t.scopes[i].name),
-        Cell(given, given),
+        Cell(metric.label, metric.label),
         Cell(fixed(cell.mean, DECIMALS), cell.mean, "best" if cell.is_best else ""),
         Cell(low, cell.low),
         Cell(high, cell.high),
-        Cell(fixed(cell.per_case, DECIMALS), cell.per_case),
-        Cell(count(cell.n_users), cell.n_users),
-        Cell(count(cell.n_cases), cell.n_cases),
         tested,
+        Cell(count(cell.n_users), cell.n_users),
+        *(over_cases if _several_cases(t) else ()),
     )

@@ -17,7 +17,7 @@ def leaderboard(evidence: Evidence) -> Section:
     return Section(
         "leaderboard",
         "Leaderboard",
-        (Text(summary(evidence)), _table(evidence)),
+        (Text(summary(evidence)), leaderboard_table(evidence.main)),
     )
 
 
@@ -51,8 +51,9 @@ def summary(evidence: Evidence) -> tuple[str, ...]:
     return (" ".join(said),)
 
 
-def _table(evidence: Evidence) -> Table:
-    c, systems = evidence.main, tested_systems(evidence.main)
+def leaderboard_table(c: Comparison, name: str = "leaderboard") -> Table:
+    """Every system of a comparison with its means, differences and tests."""
+    systems = tested_systems(c)
     columns = [Column("System", numeric=False), Column("Seeds")]
     rows: list[list[Cell]] = [
         [Cell(s.label, s.label), Cell(str(len(s.seeds)), len(s.seeds))] for s in c.systems
@@ -74,7 +75,7 @@ def _table(evidence: Evidence) -> Table:
             if compared:
                 row += _contrast(c, cell, systems, column.metric.higher_is_better)
     return Table(
-        "leaderboard",
+        name,
         "Every system; a head sorts the table by its column.",
         tuple(columns),
         tuple(tuple(row) for row in rows),
