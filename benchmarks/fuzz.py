@@ -1,0 +1,541 @@
+"""Every subcommand with random options, random bytes in what it reads, full disks: no traceback.
+
+    python benchmarks/fuzz.py --cases 2000 --seed 0
+    python benchmarks/fuzz.py --seed 0 --only 137          # one case again, with all it printed
+
+Subcommands and their options are found by listing. A case is a command line that is mostly sound,
+run in a copy of a small playground (a dataset, finished runs, raw files, recipes) in a process of
+its own, forked from one that has everything imported. What may go wrong besides:
+
+    options     flags and values of the right and of other kinds
+    bytes       a file of the playground is cut, emptied, overwritten, deleted, a folder, or, where
+                it is JSON, YAML or an array, sound but for one value of another kind
+    disk        no file may grow beyond some bytes; folders that cannot be written to
+    extras      optional packages are not there
+
+Wrong is: an exit status beside 0, 1 and 2, 1 where nothing compares or checks, a traceback, a
+failure without a message, and a result that is there after a failure or is left half-written. What
+takes longer than the limit is ended and counted, since some settings do take long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import pkgutil
+import random
+import resource
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):  # threads do not survive a fork
+    os.environ[name] = "1"
+for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):  # no case asks the network
+    os.environ[name] = "http://127.0.0.1:9"
+os.environ.update(HF_HUB_OFFLINE="1", MMBENCH_NO_PROGRESS="1", COLUMNS="80", NO_PROXY="")
+
+import click  # noqa: E402
+import numpy as np  # noqa: E402
+import yaml  # noqa: E402
+
+import mmbench  # noqa: E402
+from mmbench import console  # noqa: E402
+from mmbench.cli.completing import BY_NAME  # noqa: E402
+from mmbench.cli.main import cli, main  # noqa: E402
+
+CRASHED, TOO_LONG = 99, 98
+MAY_FAIL = ("compare", "doctor")
+"""Commands whose exit status can be 1: a regression, something broken."""
+SMALL = ("processes", "threads", "workers", "trials", "ray")
+"""Options that could ask for more of this machine than a case may have."""
+GARBAGE = (
+    "", " ", "x", "0", "-1", "1e400", "nan", "null", "[red]x[/]", "../..", "a=b", "=", "a=", "{",
+    "recall@", "recall@0", "ndcg@99999999999999999999", "@5", "é☃", "a" * 5000, "a\nb", "visual",
+    "visual=x", "missing:visual", "0-4", "4-0", "1,2", "10K", "auto", "none", "/", ".", "%s", "*",
+)  # fmt: skip
+PATHS = (
+    "missing", "empty", "noise.bin", "notes.txt", "data", "runs", "raw", "vbpr.yaml", "matrix.npy",
+    "/proc/nosuch", "/dev/null", "x" * 300, "notes.txt/below", "raw/images", "data/tiny", "new",
+)  # fmt: skip
+
+
+@dataclass
+class Case:
+    """One case: what was done to the playground, and the command line."""
+
+    number: int
+    arguments: list[str]
+    faults: list[str]
+    file_limit: int | None = None
+    without: tuple[str, ...] = ()
+    status: int = 0
+    out: str = ""
+    err: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def line(self) -> str:
+        """The command as it can be typed."""
+        return shlex.join(["mmbench", *self.arguments])
+
+
+# --------------------------------------------------------------------------------------------
+# The playground
+
+
+def make_playground(root: Path) -> None:
+    """A dataset with texts and pictures, finished runs, raw files, recipes, broken files."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    raw = root / "raw"
+    (raw / "images").mkdir(parents=True)
+    likes = [(u, i) for u in range(16) for i in range(16) if (u + i) % 2 == 0 or rng.random() < 0.2]
+    times = [f"u{u},i{i},{(u + i) % 5 + 1},{10**9 + 10 * u + i}" for u, i in likes]
+    (raw / "interactions.csv").write_text("\n".join(["user_id,item_id,rating,timestamp", *times]))
+    words = ["red", "blue", "warm", "cold", "round", "long", "old", "new"]
+    titles = [f"i{i},{words[i % 8]} {words[(i * 3 + 1) % 8]} thing" for i in range(16)]
+    (raw / "items.csv").write_text("\n".join(["item_id,title", *titles]))
+    for item in range(16):
+        picture = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(raw / "images" / f"i{item}.png")
+    np.save(root / "matrix.npy", rng.standard_normal((16, 3)).astype(np.float32))
+    (root / "items.txt").write_text("\n".join(f"i{i}" for i in range(16)))
+    (root / "notes.txt").write_text("no dataset")
+    (root / "noise.bin").write_bytes(rng.bytes(500))
+    (root / "empty").mkdir()
+    recipe: dict[str, Any] = {
+        "dataset": "tiny",
+        "features": {"visual": "colour-edge", "textual": "tfidf-svd"},
+        "model": {"name": "vbpr", "embedding_size": 4},
+        "training": {"epochs": 1, "batch_size": 64, "select_by": "recall@5"},
+        "evaluation": {"metrics": ["recall@5", "ndcg@5"], "depth": 10},
+        "seeds": [0],
+        "search": {"training.learning_rate": [0.01, 0.001]},
+    }
+    (root / "vbpr.yaml").write_text(yaml.safe_dump(recipe))
+    plain = {**recipe, "features": {}, "model": {"name": "bpr-mf", "embedding_size": 4}}
+    (root / "bpr-mf.yaml").write_text(yaml.safe_dump(plain))
+    following = {**plain, "protocol": "mmsr", "model": {"name": "sasrec", "embedding_size": 4}}
+    (root / "sasrec.yaml").write_text(yaml.safe_dump(following))
+    prepare = ["prepare", "tiny", "--source", "raw", "--user-core", "0", "--item-core", "0"]
+    prepare += ["--split", "random-per-user", "--split", "leave-one-out"]
+    for line in (prepare, ["train", "vbpr.yaml", "bpr-mf.yaml", "--seeds", "0,1"]):
+        status, _, err = run_here(line, root)
+        if status:
+            raise SystemExit(f"the playground could not be made: mmbench {shlex.join(line)}\n{err}")
+
+
+SOUND: dict[str, list[list[str]]] = {
+    "ablate": [["vbpr.yaml", "--drop", "visual"], ["vbpr.yaml", "--sizes", "2,4"]],
+    "cold-start": [["vbpr.yaml"], ["sasrec.yaml", "--definition", "sequences"]],
+    "compare": [["runs"], ["runs", "--html", "page.html", "--out", "report"], ["runs", "--cost"]],
+    "export": [["tiny", "mmrec", "--to", "new"], ["tiny", "recbole", "--to", "new"]],
+    "extract": [
+        ["tiny"],
+        ["tiny", "--force"],
+        ["tiny", "--from-file", "matrix.npy", "--modality", "visual", "--ids", "items.txt"],
+        ["tiny", "--from", "visual__colour-edge", "--whiten", "zca"],
+        ["tiny", "--nearest", "textual__tfidf-svd", "--item", "red"],
+        ["tiny", "--encoder", "minilm-l6", "--weights", "empty"],
+    ],
+    "prepare": [["new", "--source", "raw"], ["tiny", "--describe"], ["--list"]],
+    "represent": [["runs", "--to", "new"]],
+    "stages": [["runs"], ["runs", "--rerank", "3"]],
+    "train": [["vbpr.yaml", "--seeds", "2"], ["vbpr.yaml", "--tune", "random", "--trials", "1"]],
+}
+"""Command lines that work, to which things are then done; other commands are guessed alone."""
+
+
+# --------------------------------------------------------------------------------------------
+# Command lines
+
+
+def guess_line(rng: random.Random, name: str, root: Path) -> list[str]:
+    """A command line of a subcommand, mostly sound."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    sound = SOUND.get(name, [])
+    line = list(rng.choice(sound)) if sound and rng.random() < 0.7 else []
+    begun = bool(line)
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    for param in command.params:
+        if isinstance(param, click.Argument) and not begun and rng.random() < 0.9:
+            count = rng.randint(1, 3) if param.nargs == -1 else 1
+            line += [guess_value(rng, param, root) for _ in range(count)]
+    chosen = [p for p in options if p.required and not begun and rng.random() < 0.9]
+    chosen += rng.sample(options, k=min(len(options), rng.choice((0, 0, 1, 1, 2, 3, 5))))
+    for param in chosen:
+        flag = rng.choice([*param.opts, *param.secondary_opts])
+        line += [flag] if param.is_flag else [flag, guess_value(rng, param, root)]
+    names = {param.name for param in command.params}
+    for there, option, folder in (
+        ("data_dir", "--data-dir", "data"),
+        ("runs_dir", "--runs-dir", "runs"),
+    ):
+        if there in names and option not in line and rng.random() < 0.95:
+            line += [option, folder]
+    if "settings" in names:  # whatever else: the case shall end
+        line += ["--set", "training.epochs=1", "--set", "evaluation.depth=10"]
+    return [name, *line]
+
+
+def guess_value(rng: random.Random, param: click.Parameter, root: Path) -> str:
+    """A value, of the right kind three times out of four."""
+    kind = param.type
+    if param.name in SMALL:
+        return rng.choice(("1", "2", "0", "-1", "x", ""))
+    if param.name == "settings":
+        return guess_setting(rng)
+    if rng.random() < 0.25:
+        return rng.choice((*GARBAGE, *PATHS))
+    if isinstance(kind, click.Choice):
+        return str(rng.choice(list(kind.choices)))
+    if isinstance(kind, click.types.IntParamType):
+        return str(rng.choice((0, 1, 2, 3, 5, 10, 100, 2**31, 2**64, -5)))
+    if isinstance(kind, click.types.FloatParamType):
+        return str(rng.choice((0, 0.01, 0.5, 0.99, 1, 3, 1e9, -1, "inf")))
+    if isinstance(kind, click.Path):
+        return rng.choice(PATHS)
+    if (completer := BY_NAME.get(param.name or "")) is not None:
+        with contextlib.suppress(Exception):
+            offers = sorted(completer(click.Context(cli), param, ""))
+            return rng.choice([*offers, "tiny", "vbpr", "visual__colour-edge"])
+    seeds_or_counts = ("0", "0,1", "1-2", "3", "10", "0.5", "0.25,1")
+    return rng.choice((*seeds_or_counts, "new", "visual", "recall@5", "random-per-user", "tiny"))
+
+
+def guess_setting(rng: random.Random) -> str:
+    """A value of --set: a key of the recipe, or of none, and anything."""
+    from mmbench import recipe
+
+    parts = {
+        "training": recipe.Training,
+        "protocol": recipe.Protocol,
+        "evaluation": recipe.Evaluation,
+    }
+    section = rng.choice((*parts, "model", "features", "", "nosuch"))
+    keys = [*parts[section].model_fields] if section in parts else ["name", "visual", "dim", "x"]
+    value = rng.choice(
+        ("0", "1", "-1", "0.5", "null", "[]", "{}", "true", "1.0e400", "recall@5", "x", "[1, 2]",
+         "2.0e18", "{name: linear}", "colour-edge", "sgd", "!!python/object:x.y {}", "&a [*a]", "")
+    )  # fmt: skip
+    key = rng.choice((f"{section}.{rng.choice(keys)}", section, rng.choice(keys)))
+    return f"{key}={value}" if rng.random() < 0.95 else rng.choice(GARBAGE)
+
+
+# --------------------------------------------------------------------------------------------
+# Faults
+
+
+def spoil(rng: random.Random, root: Path) -> str:
+    """Do something to one file of the playground; says what."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in ("notes.txt",))
+    # Every folder equally often, or the pictures would be all that is ever spoilt.
+    folder = rng.choice(sorted({p.parent for p in files}))
+    path = rng.choice([p for p in files if p.parent == folder])
+    ways: list[Callable[[random.Random, Path], None]] = [_cut, _noise, _empty, _delete, _folder]
+    ways += [_flip, _flip]
+    if path.suffix in (".json", ".yaml", ".npy", ".jsonl", ".csv"):
+        ways += [_one_value] * 6
+    way = rng.choice(ways)
+    way(rng, path)
+    return f"{way.__name__.lstrip('_')} {path.relative_to(root)}"
+
+
+def _cut(rng: random.Random, path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.randrange(len(content) + 1)])
+
+
+def _noise(rng: random.Random, path: Path) -> None:
+    path.write_bytes(rng.randbytes(rng.choice((1, 100, 5000))))
+
+
+def _empty(rng: random.Random, path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _delete(rng: random.Random, path: Path) -> None:
+    path.unlink()
+
+
+def _folder(rng: random.Random, path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _flip(rng: random.Random, path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for _ in range(rng.choice((1, 3, 20))):
+        if content:
+            content[rng.randrange(len(content))] = rng.randrange(256)
+    path.write_bytes(bytes(content))
+
+
+def _one_value(rng: random.Random, path: Path) -> None:
+    """Another value at one place of a file that stays readable."""
+    if path.suffix == ".npy":
+        _other_array(rng, path)
+        return
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        cells = text.split(",")
+        cells[rng.randrange(len(cells))] = rng.choice(("", "x", "-1", "1e400", '"', "\x00"))
+        path.write_text(",".join(cells), encoding="utf-8")
+        return
+    if path.suffix == ".jsonl":
+        lines = text.splitlines() or ["{}"]
+        place = rng.randrange(len(lines))
+        lines[place] = json.dumps(_other(rng, json.loads(lines[place])))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return
+    is_json = path.suffix == ".json"
+    value = _other(rng, json.loads(text) if is_json else yaml.safe_load(text))
+    path.write_text(json.dumps(value) if is_json else yaml.safe_dump(value), encoding="utf-8")
+
+
+def _other(rng: random.Random, value: Any) -> Any:
+    """The value with one place of it changed."""
+    if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = rng.choice(keys)
+        if rng.random() < 0.2:
+            del value[key]
+        else:
+            value[key] = _other(rng, value[key])
+        return value
+    return rng.choice((None, -1, 0, 1.5, 10**30, "x", "../..", [], {}, True, [[]], {"x": None}))
+
+
+def _other_array(rng: random.Random, path: Path) -> None:
+    array = np.load(path, allow_pickle=False)
+    numbers = np.random.default_rng(rng.randrange(2**32))
+    way = rng.randrange(7)
+    if way == 0:
+        array = array.astype(rng.choice(("float64", "int8", "U3", "complex64", "bool")))
+    elif way == 1:
+        array = array[: len(array) // 2] if array.ndim else array
+    elif way == 2:
+        array = array[..., None]
+    elif way == 3:
+        array = np.array([{"x": 1}, None], dtype=object)
+    elif way == 4 and array.size:
+        array = array.copy()
+        place = numbers.integers(array.size)
+        array.flat[place] = np.nan if array.dtype.kind == "f" else 0
+    elif way == 5 and array.dtype.kind in "iu" and array.size:
+        array = array.copy()
+        array.flat[numbers.integers(array.size)] = rng.choice((-1, 100))
+    else:
+        array = numbers.permutation(array.ravel()).reshape(array.shape)
+    np.save(path, array, allow_pickle=True)
+
+
+# --------------------------------------------------------------------------------------------
+# Running
+
+
+def run_here(arguments: Sequence[str], folder: Path) -> tuple[int, str, str]:
+    """Run a command line in this process: exit status, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    os.chdir(folder)
+    sys.argv = ["mmbench", *arguments]
+    console.out.file, console.err.file = out, err
+    console.out.soft_wrap = False
+    status = CRASHED
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as ended:
+            status = int(ended.code or 0) if not isinstance(ended.code, str) else CRASHED
+        except BaseException:  # noqa: BLE001  # that is what is looked for
+            traceback.print_exc()
+    return status, out.getvalue(), err.getvalue()
+
+
+def run_case(case: Case, folder: Path, answer: Path, limit_s: int) -> None:
+    """Run a case in a process of its own, and read what it said."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()  # its own children end with it
+        for name in case.without:
+            sys.modules[name] = None  # type: ignore[assignment]  # Python's word for "not there"
+        if case.file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (case.file_limit, resource.RLIM_INFINITY))
+        told = run_here(case.arguments, folder)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        answer.write_text(json.dumps(told))
+        os._exit(0)
+    began = time.monotonic()
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() - began > limit_s:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            case.status = TOO_LONG
+            return
+        time.sleep(0.005)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it left behind
+    if not answer.exists():
+        case.status = CRASHED
+        case.err = "the process died without an answer"
+        return
+    case.status, case.out, case.err = json.loads(answer.read_text())
+
+
+def judge(case: Case, folder: Path, before: set[Path]) -> None:
+    """Note what is wrong with how a case ended."""
+    if case.status == TOO_LONG:
+        return
+    if "Traceback (most recent call last)" in case.err + case.out:
+        case.problems.append("traceback")
+    elif case.status not in (0, 1, 2):
+        case.problems.append(f"exit status {case.status}")
+    if case.status == 1 and case.arguments[0] not in MAY_FAIL:
+        case.problems.append("exit status 1")
+    if case.status == 2 and not case.err.strip():
+        case.problems.append("no message")
+    left = set(folder.rglob("*")) - before
+    if case.status == 2:
+        for option in ("--to", "--out", "--html"):
+            if option in case.arguments[:-1]:
+                target = folder / case.arguments[case.arguments.index(option) + 1]
+                if target in left and any(target.rglob("*")) | target.is_file():
+                    case.problems.append(f"left {option} {target.name} behind")
+        for path in left:
+            if path.name in ("manifest.json", "feature.json", "cold.json") and not _is_json(path):
+                case.problems.append(f"left a broken {path.relative_to(folder)}")
+    half = [p for p in left if p.suffix in (".tmp", ".part") or p.name.startswith((".tmp", "tmp"))]
+    if half:
+        case.problems.append(f"left {half[0].relative_to(folder)} behind")
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def make_case(number: int, seed: int, folder: Path, names: Sequence[str]) -> Case:
+    """The case of a number; `folder` is a copy of the playground, which it may spoil."""
+    rng = random.Random(f"{seed}/{number}")
+    os.chdir(folder)
+    name = rng.choice(list(names))
+    kind = rng.choice(("options", "options", "bytes", "bytes", "disk", "extras"))
+    sound = SOUND.get(name)
+    if kind in ("options", "extras") or not sound or rng.random() < 0.2:
+        line = guess_line(rng, name, folder)
+    else:
+        line = [name, *rng.choice(sound)]
+    case = Case(number, line, [])
+    if kind == "bytes":
+        case.faults = [spoil(rng, folder) for _ in range(rng.choice((1, 1, 1, 2, 4)))]
+    elif kind == "disk":
+        case.file_limit = rng.choice((0, 0, 10, 100, 500, 2000, 20_000))
+        case.faults = [f"no file beyond {case.file_limit} bytes"]
+    elif kind == "extras":
+        case.without = ("optuna", "ray", "cmaes")
+        case.faults = ["without the optional packages"]
+    return case
+
+
+def import_everything() -> None:
+    """Load what commands load, once, before any process is forked."""
+    for module in pkgutil.walk_packages(mmbench.__path__, "mmbench."):
+        if module.name not in ("mmbench.__main__",) and not module.name.startswith(
+            "mmbench.recipes"
+        ):
+            importlib.import_module(module.name)
+
+
+def cases(args: argparse.Namespace, root: Path) -> Iterator[Case]:
+    """Run the cases."""
+    names = args.command or cli.list_commands(click.Context(cli))
+    numbers = [args.only] if args.only is not None else range(args.first, args.first + args.cases)
+    for number in numbers:
+        folder, answer = root / "case", root / "answer.json"
+        shutil.rmtree(folder, ignore_errors=True)
+        answer.unlink(missing_ok=True)
+        shutil.copytree(root / "playground", folder)
+        case = make_case(number, args.seed, folder, names)
+        before = set(folder.rglob("*"))
+        run_case(case, folder, answer, args.limit_s)
+        judge(case, folder, before)
+        yield case
+
+
+def report(done: Sequence[Case], seconds: float) -> str:
+    """What came of it, in lines."""
+    states = Counter({0: "fine", 1: "failed a check", 2: "refused"}.get(c.status, "") for c in done)
+    states["too long"] = sum(c.status == TOO_LONG for c in done)
+    wrong = [case for case in done if case.problems]
+    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state)
+    per_command = Counter(case.arguments[0] for case in done)
+    return (
+        f"{len(done)} cases in {seconds:.0f} s: {told}; {len(wrong)} wrong\n"
+        f"{', '.join(f'{name} {count}' for name, count in sorted(per_command.items()))}"
+    )
+
+
+def fuzz() -> int:
+    """Run it; exit status 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="run this case alone and print all of it")
+    parser.add_argument("--command", action="append", help="of this subcommand alone; repeatable")
+    parser.add_argument("--limit-s", type=int, default=30)
+    args = parser.parse_args()
+    began, done = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="mmbench-fuzz-") as place:
+        root = Path(place)
+        (root / "playground").mkdir()
+        import_everything()
+        if (child := os.fork()) == 0:  # what makes it must not start threads in this process
+            try:
+                make_playground(root / "playground")
+            except BaseException:  # noqa: BLE001  # nothing may go on in the copy
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            return 2
+        for case in cases(args, root):
+            done.append(case)
+            if case.problems or args.only is not None:
+                again = [f"--command {name}" for name in args.command or ()]
+                print(f"\ncase {case.number}: {'; '.join(case.problems) or case.status}")
+                print(f"  {case.line}\n  {'; '.join(case.faults)}")
+                said = case.out + case.err if args.only is not None else case.err
+                print("  " + "\n  ".join(said.strip().splitlines()[-40:]))
+                print(
+                    f"  again: python benchmarks/fuzz.py --seed {args.seed} --only {case.number}",
+                    *again,
+                    flush=True,
+                )
+        os.chdir("/")
+    print(report(done, time.monotonic() - began))
+    return int(any(case.problems for case in done))
+
+
+if __name__ == "__main__":
+    sys.exit(fuzz())
