@@ -148,18 +148,12 @@ class UserSubset(Section):
     """
 
     train: PositiveInt
-    """Users whose training rows are read."""
-    test: PositiveInt | None = None
-    """Users who validate and are tested, the first of those who train; all of them unless
-    given."""
+    """Users who train and validate: all that a model is made and chosen by."""
+    test: PositiveInt | Literal["all"] | None = None
+    """Users who are tested, the first of the same order; those who train unless given. A
+    sequential model is shown the histories of the others, a general one does not know them."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Draws the order; the training seed plays no part."""
-
-    @model_validator(mode="after")
-    def _within(self) -> UserSubset:
-        if self.test is not None and self.test > self.train:
-            raise ValueError(f"test {self.test} is more than train {self.train}")
-        return self
 
 
 class EncoderTraining(Section):

@@ -17,6 +17,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +62,25 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     prepare("tiny", source=write_mmrec(root / "raw"), format="mmrec", data_dir=root / "data")
     return root / "data"
+
+
+@pytest.fixture(scope="session")
+def shops() -> ModuleType:
+    """The file two_shops.py: `write_shops`, `add`, `recipe`."""
+    path = Path(__file__).with_name("two_shops.py")
+    spec = importlib.util.spec_from_file_location("two_shops", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def two_shops(shops: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with shop-a and shop-b; tests only read it."""
+    data: Path = shops.write_shops(tmp_path_factory.mktemp("shops"))
+    return data
 
 
 def find_browser() -> str | None:

@@ -56,8 +56,7 @@ def _working_options(command: Command) -> Command:
     type=options.Counts(),
     default=(),
     metavar="N,N,..",
-    help="Fine-tune on so many users, nested; tested are those of the smallest number.  "
-    "[default: all]",
+    help="Fine-tune on so many users, nested; tested are the same on every rung.  [default: all]",
 )
 @click.option(
     "--users-seed",
@@ -109,8 +108,8 @@ def transfer(
     belongs to users or items, zero-shot: the pre-trained weights as they are. Features of both
     datasets must come from one encoder of fixed weights; tfidf-svd is fitted to each dataset and
     is refused. Without arguments it goes from one embedded demo shop to another by the looks
-    of their items. --set of model, features and encoders is for the models, all other keys are
-    for the baseline too.
+    of their items, with few and with all users. --set of model, features and encoders is for the
+    models, all other keys are for the baseline too.
 
     \b
     Examples:
@@ -126,7 +125,7 @@ def transfer(
     from mmbench.models.base import MODELS
     from mmbench.recipe import Recipe, apply_settings, load_recipe
     from mmbench.studies import transfer as study
-    from mmbench.studies.transferred import findings
+    from mmbench.studies.transferred import findings, rung_notes
 
     reporting.check_places(page, folder, force=force)
     for modality in same_space:
@@ -144,6 +143,9 @@ def transfer(
     target = _one_target(loaded)
     if source is None and target != TARGET:
         raise click.UsageError(f"name the dataset to pre-train on, to go to {target}: --from NAME")
+    is_demo = not recipes and source in (None, SOURCE) and target == TARGET
+    if is_demo and not source_users and not target_users:
+        target_users = study.DEMO_USERS
     asked = study.Asked(
         source or SOURCE,
         target,
@@ -177,6 +179,8 @@ def transfer(
         title = f"Transfer from {asked.source} to {asked.target}"
         reporting.write_study(title, [f.section for f in found], runs, page, folder)
     show(found, output)
+    for note in rung_notes(asked):
+        console.note(note)
 
 
 def _one_target(recipes: Sequence[Recipe]) -> str:

@@ -183,17 +183,25 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
         np.asarray(dataset.item),
         np.asarray(split.label),
     )
+    sequential = MODELS.get(recipe.model).obj.family == "sequential"
+    learners = np.ones(dataset.n_users, dtype=bool)
     if recipe.subset is not None:
-        label = _within_subset(dataset, users, label, recipe.subset)
+        label, learners = _within_subset(dataset, users, label, recipe.subset)
+    learns = (label == TRAIN) & learners[users]
+    if not sequential and recipe.subset is not None and (label == TRAIN).sum() > learns.sum():
+        raise ConfigError(
+            f"subset.test: {recipe.model} knows no user beyond the {recipe.subset.train:,} who "
+            "train; test at most as many"
+        )
     part = {
         k: Ragged.group(users[label == k], items[label == k], dataset.n_users)
         for k in (TRAIN, VALID, TEST)
     }
-    if not len(part[TRAIN].items):
+    lessons = Ragged.group(users[learns], items[learns], dataset.n_users)
+    if not len(lessons.items):
         raise DataError(f"split {split.name!r} of {dataset.name} has no training interactions")
     known = part[TRAIN].counts > 0
 
-    sequential = MODELS.get(recipe.model).obj.family == "sequential"
     if sequential:
         _check_order(dataset)
 
@@ -206,7 +214,9 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
 
     def target(which: int, history: Ragged, hidden: Ragged) -> Target:
         word = {VALID: "validation", TEST: "test"}[which]
-        ranked = np.flatnonzero(known & (part[which].counts > 0))
+        ranked = np.flatnonzero(
+            known & (part[which].counts > 0) & (learners if which == VALID else True)
+        )
         if not len(ranked):
             raise DataError(
                 f"split {split.name!r} of {dataset.name} has no user with both {word} and training "
@@ -219,9 +229,9 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
     trained, until_test = before(TRAIN), before(TRAIN, VALID)
     # What was shown before the test item is the model's to see, hidden as a candidate or not.
     hidden_at_test = until_test if recipe.protocol.mask_validation_at_test else trained
-    chronological = torch.from_numpy(trained.items) if sequential else None
+    chronological = torch.from_numpy(items[learns].astype(np.int64)) if sequential else None
     stored = [dataset.features(modality, encoder) for modality, encoder in recipe.features.items()]
-    train_users = np.repeat(np.arange(dataset.n_users), part[TRAIN].counts)
+    train_users = np.repeat(np.arange(dataset.n_users), lessons.counts)
     return Inputs(
         dataset=dataset,
         split=split,
@@ -229,7 +239,7 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
             dataset.n_users,
             dataset.n_items,
             torch.from_numpy(train_users),
-            torch.from_numpy(part[TRAIN].items),
+            torch.from_numpy(lessons.items),
             chronological,
         ),
         features=[
@@ -252,27 +262,28 @@ def _within_subset(
     users: NDArray[np.int32],
     label: NDArray[np.int8],
     subset: UserSubset,
-) -> NDArray[np.int8]:
-    """The labels with the rows of users excluded who do not train, or are not ranked for.
+) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+    """The labels with the rows of others excluded, and which users a model is made by, bool [U].
 
     One order of all users who train and are tested is drawn, and its first ones are taken: the
-    users of a smaller subset are among those of a larger one.
+    users of a smaller subset are among those of a larger one. The rows of users who are tested
+    alone stay as their histories, so that a user is asked the same in every subset.
 
     Raises:
         DataError: there are not as many users.
     """
     eligible = np.intersect1d(users[label == TRAIN], users[label == TEST])
-    if subset.train > len(eligible):
+    n_tested = len(eligible) if subset.test == "all" else subset.test or subset.train
+    if max(subset.train, n_tested) > len(eligible):
         raise DataError(
             f"{dataset.name} has {len(eligible):,} users who train and are tested, fewer than the "
-            f"{subset.train:,} asked for; ask for fewer"
+            f"{max(subset.train, n_tested):,} asked for; ask for fewer"
         )
     order = seeding.stream(subset.seed, "user subset").permutation(eligible)
-    trains, ranked = (
-        np.isin(users, order[:count]) for count in (subset.train, subset.test or subset.train)
-    )
-    kept = np.where(label == TRAIN, trains, ranked)
-    return np.where(kept, label, np.int8(EXCLUDED))
+    everyone = np.arange(dataset.n_users)
+    learners, tested = (np.isin(everyone, order[:count]) for count in (subset.train, n_tested))
+    kept = np.where(label == TEST, tested[users], (learners | tested)[users])
+    return np.where(kept, label, np.int8(EXCLUDED)), learners
 
 
 def _check_order(dataset: PreparedDataset) -> None:

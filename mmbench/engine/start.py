@@ -178,7 +178,7 @@ def belongs_to_dataset(
     both datasets have equally many. Then a weight that happens to be as wide stays behind too.
     """
     if model.of_dataset is not None:
-        return name in model.of_dataset
+        return any(name == own or name.startswith(f"{own}.") for own in model.of_dataset)
     pairs = zip(_sizes(*here), _sizes(*there), strict=True)
     equal = {size for size, other in pairs if size == other}
     return any(size in equal for size in shape)

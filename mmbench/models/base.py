@@ -191,8 +191,8 @@ class Recommender(nn.Module):
     reads_tokens: ClassVar[bool] = False
     """Whether the model wants the stored token states of a feature set that has them."""
     of_dataset: ClassVar[tuple[str, ...] | None] = None
-    """Stored tensors with a place for each user or item, which mean nothing in another dataset;
-    None where their sizes tell them, see `mmbench.engine.start`."""
+    """Stored tensors, or modules of them, with a place for each user or item, which mean nothing in
+    another dataset; None where their sizes tell them, see `mmbench.engine.start`."""
     fitted_tensors: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of stored tensors whose sizes follow from the data that they were
     fitted to; they move to another dataset all the same."""

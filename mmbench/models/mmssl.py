@@ -122,6 +122,7 @@ class MMSSL(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    of_dataset = ("nodes", "generated", "discriminator")  # which reads rows of all items
     config: MMSSLConfig
     tie_users: Tensor  # int64 [E]
     tie_items: Tensor  # int64 [E]

@@ -7,10 +7,11 @@ zero-shot  pre-trained on the source, ranked with on the target, not trained the
            weight of the model belongs to a dataset
 baseline   a model of IDs, which has nothing to transfer, on the target
 
-Each may be asked of several numbers of source and of target users. Users are drawn once, fewer
-are among more, and those of the smallest number are tested on every rung: they train on all of
-them. The catalogue stays whole, or rungs could not be compared (arXiv 2403.17372 counts every
-rung with users and a catalogue of its own).
+Each may be asked of several numbers of source and of target users. Users are drawn once, and
+fewer are among more. Those of a rung train and validate; tested are the same on every rung: all
+users by sequential models, which read the histories of users whom they never trained on, and
+those of the smallest rung by general models. The catalogue stays whole, or rungs could not be
+compared (in arXiv 2403.17372 every rung has users and a catalogue of its own).
 
 A run of seed s starts from the source's run of seed s, so that the spread over seeds is that of
 pre-training and fine-tuning together.
@@ -50,6 +51,8 @@ DEMO: dict[str, Any] = {
 }  # fmt: skip
 """What the command runs where nothing is named: pictures alone, whose encoder is fitted to no
 dataset, small enough for a minute."""
+DEMO_USERS = (60, 480)
+"""A tenth of the demo shop's users, whom transfer helps, and all of them, whom it need not."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +313,7 @@ def _variants(
     smallest = target_rungs[0]
     for rung in target_rungs:
         own = _users(rung)
-        on_rung = _subset(recipe, rung, smallest, asked, f"{name}{own}")
+        on_rung = _subset(recipe, rung, _tested(recipe, asked), asked, f"{name}{own}")
         systems.append(Variant("scratch", on_rung, number, rung))
         for n in source_rungs:
             from_ = f"from {asked.source}{_of(n)}"
@@ -332,13 +335,25 @@ def _of_baseline(number: int, baseline: Recipe, like: Recipe, asked: Asked) -> l
     same = baseline.replace(protocol=protocol, evaluation=evaluation, seeds=list(like.shape.seeds))
     name = same.shape.label or str(same.shape.model["name"])
     return [
-        Variant("baseline", _subset(same, n, rungs[0], asked, f"{name}{_users(n)}"), number, n)
+        Variant(
+            "baseline",
+            _subset(same, n, _tested(like, asked), asked, f"{name}{_users(n)}"),
+            number,
+            n,
+        )
         for n in rungs
     ]
 
 
+def _tested(recipe: Recipe, asked: Asked) -> int | str | None:
+    """Who is tested on every rung of the target."""
+    if MODELS.get(str(recipe.shape.model["name"])).obj.family == "sequential":
+        return "all"
+    return min(asked.target_users, default=None)
+
+
 def _subset(
-    recipe: Recipe, train: int | None, test: int | None, asked: Asked, label: str
+    recipe: Recipe, train: int | None, test: int | str | None, asked: Asked, label: str
 ) -> Recipe:
     if train is None:  # as it is, so that a run that is there already is taken
         return recipe

@@ -30,8 +30,8 @@ Points = Mapping[str, Mapping[int, tuple[float, tuple[float, ...]]]]
 def findings(done: Sequence[Done], asked: Asked) -> list[Finding]:
     """Convergence, the table against IDs, and last the table against training from scratch.
 
-    Systems of another split or protocol cannot be compared, so each of these has tables of its
-    own. Every table is one family of tests.
+    Systems of another split, protocol or other test users cannot be compared, so each of these
+    has tables of its own. Every table is one family of tests.
 
     Raises:
         ConfigError: the runs are not comparable.
@@ -40,17 +40,19 @@ def findings(done: Sequence[Done], asked: Asked) -> list[Finding]:
     groups: dict[str, list[Done]] = {}
     for each in done:
         facts = each.runs[0].manifest
-        groups.setdefault(repr((facts["split"], facts["protocol"])), []).append(each)
+        key = repr((facts["split"], facts["protocol"], facts["users"]["test"]))
+        groups.setdefault(key, []).append(each)
     found: list[Finding] = []
     for number, group in enumerate(groups.values()):
         suffix = "" if len(groups) == 1 else f"-{number + 1}"
-        found.append(_convergence(group, f"convergence{suffix}"))
+        found.append(_convergence(group, asked, f"convergence{suffix}"))
         if any(each.variant.role == "baseline" for each in group):
-            over = "the baseline" + (" with as many users" if asked.target_users else "")
+            over = "the baseline" + (", with as many users" if asked.target_users else "")
             found.append(
                 _table(group, asked, OVER_IDS, f"transfer-ids{suffix}", over, _of_baseline(group))
             )
-        over = "from scratch" + (" with as many users" if asked.target_users else "")
+        over = "the same model from scratch"
+        over += ", with as many users" if asked.target_users else ""
         found.append(
             _table(group, asked, OVER_SCRATCH, f"transfer{suffix}", over, _of_scratch(group))
         )
@@ -107,7 +109,7 @@ def _table(
         "K",
         c,
         tuple(gains(c)),
-        (f"gain: over {over}.", *_rung_notes(asked)),
+        (f"gain: over {over}.", *rung_notes(asked)),
     )
     section = gain_section(name, table, "", kind="none")
     if name.startswith("transfer-ids"):
@@ -118,24 +120,27 @@ def _table(
     return Finding(title, c, section)
 
 
-def _rung_notes(asked: Asked) -> tuple[str, ...]:
+def rung_notes(asked: Asked) -> tuple[str, ...]:
+    """What a ladder of target users means."""
     if not asked.target_users:
         return ()
     return (
-        f"Users are drawn once and nested; the {count(asked.target_users[0])} of the smallest "
-        "rung validate and are tested on every rung. The catalogue stays whole.",
+        "Users are drawn once and nested; those of a rung train and validate. Tested are the same "
+        "on every rung: all users by sequential models, the "
+        f"{count(asked.target_users[0])} of the smallest rung by general ones. The catalogue stays "
+        "whole.",
     )
 
 
-def _convergence(group: Sequence[Done], name: str) -> Finding:
-    """A table for each number of target users: who validates is the same, the goals are not."""
+def _convergence(group: Sequence[Done], asked: Asked, name: str) -> Finding:
+    """A table for each number of target users, who validate their own rung alone."""
     scratch = {
         (each.variant.model, each.variant.target_users): each.runs
         for each in group
         if each.variant.role == "scratch"
     }
     untrained = {
-        (each.variant.model, each.variant.source_users): each.runs
+        (each.variant.model, each.variant.source_users, each.variant.target_users): each.runs
         for each in group
         if each.variant.role == "zero-shot"
     }
@@ -150,19 +155,27 @@ def _convergence(group: Sequence[Done], name: str) -> Finding:
             if v.role == "zero-shot":
                 continue
             goal = scratch[v.model if v.role != "baseline" else first, rung]
-            start = untrained.get((v.model, v.source_users), ()) if v.role == "transfer" else ()
+            start = (
+                untrained.get((v.model, v.source_users, rung), ()) if v.role == "transfer" else ()
+            )
             traces.append(Trace(v.label, each.runs, goal, start))
-        heading = CONVERGENCE + ("" if rung is None else f", {count(rung)} users")
+        heading = f"{asked.source} to {asked.target}"
+        heading += "" if rung is None else f", {count(rung)} users"
         select_by = group[0].variant.recipe.shape.training.select_by
-        tables.append(Convergence(heading, select_by, tuple(traces), "the best from scratch"))
-    shown = tables[0] if len(tables) == 1 else merged(tables)
+        tables.append(
+            Convergence(
+                heading, select_by, tuple(traces), "the best value of the same model from scratch"
+            )
+        )
+    # Users who validate are those of the rung, so that goals of two rungs cannot be compared.
+    shown = tables[0] if len(tables) == 1 else _merged(tables, f"{asked.source} to {asked.target}")
     return Finding(CONVERGENCE, shown, convergence_section(name, tables))
 
 
-def merged(tables: Sequence[Convergence]) -> Convergence:
+def _merged(tables: Sequence[Convergence], heading: str) -> Convergence:
     """Tables of several numbers of users, as one to be printed."""
     traces = tuple(trace for table in tables for trace in table.traces)
-    return replace(tables[0], heading=CONVERGENCE, traces=traces)
+    return replace(tables[0], heading=heading, traces=traces)
 
 
 def _ladders(group: Sequence[Done], c: Comparison, name: str) -> tuple[Figure, ...]:
