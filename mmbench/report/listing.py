@@ -76,8 +76,8 @@ def models_table(models: Mapping[str, str], recipes: Sequence[str]) -> Table:
 
     Args:
         models: name to one-line summary.
-        recipes: shipped recipes, `<dataset>/<model>`, and `<paper>-paper/<table>` for those that
-            repeat a published table, which are named below.
+        recipes: shipped recipes, `<dataset>/<model>`, and `<paper>-paper/<table>` or
+            `arxiv-<number>/<table>` for those that repeat a published table, which are named below.
     """
     table = Table(
         title="Models",
@@ -99,7 +99,7 @@ def _papers(recipes: Sequence[str]) -> str | None:
     """Each folder of recipes that repeat a paper's tables, and how one is run."""
     lines = []
     for folder in dict.fromkeys(recipe.partition("/")[0] for recipe in recipes):
-        if not folder.endswith("-paper"):
+        if not (folder.endswith("-paper") or folder.startswith("arxiv-")):
             continue
         names = sorted(recipe for recipe in recipes if recipe.startswith(f"{folder}/"))
         tables = ", ".join(name.partition("/")[2] for name in names)

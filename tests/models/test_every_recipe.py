@@ -7,7 +7,8 @@ import pytest
 from mmbench.models.base import MODELS
 from mmbench.recipe import SHIPPED, load_recipe, read_recipe, shipped_recipes
 
-PAPERS = ("mmsr-paper",)  # a paper's tables: see tests/test_paper_recipes.py
+# A paper's tables: see tests/test_paper_recipes.py and tests/test_encoder_paper_recipes.py.
+PAPERS = ("mmsr-paper", "arxiv-2310.20343")
 RECIPES = [name for name in shipped_recipes() if name.partition("/")[0] not in PAPERS]
 
 
