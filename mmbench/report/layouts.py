@@ -192,6 +192,8 @@ def lay_out(
             lacking = "an encoder" if not place.encoding.encoders else "other modalities"
             left_out.append((_called(place), f"its model has no run with {lacking}"))
     reference = _reference(kind, rows, every, baseline)
+    if kind == "encoders":
+        rows.sort(key=lambda row: (row.group, not _is_named(row.name, reference)))
     wanted = [parse_metric(name) for name in metrics] or _usual(kind, every, part)
     sheets = []
     for places in placed.values():
@@ -470,7 +472,10 @@ def _sheet(
                     table[i][c] = replace(table[i][c], is_best=True)
             if not column.metric.per_user:
                 continue
-            own = best[0] if options.reference == BEST and best else members.get(options.reference)
+            if options.reference == BEST:
+                own = best[0] if best else None
+            else:
+                own = next((i for n, i in members.items() if _is_named(n, options.reference)), None)
             if own is None:
                 continue
             shown += [Pair(c, i, own) for i in inside if i != own]
@@ -517,6 +522,11 @@ def _sheet(
         references=References({}, named),
     )
     return Sheet(comparison, places, trials)
+
+
+def _is_named(name: str, reference: str) -> bool:
+    """Whether a row is the reference; a recommender of pictures alone has one of its encoders."""
+    return name == reference or set(name.split("+")) < set(reference.split("+"))
 
 
 def _best(metric: Metric, means: Mapping[int, float]) -> list[int]:

@@ -29,10 +29,10 @@ def encoded(visual, textual, paradigm="pt"):
 def add(lab):
     """Writes a run of a model, an encoder and a paradigm."""
 
-    def write(model, visual, textual, paradigm="pt", quality=1.0, seed=0, trial="", **changes):
-        system = f"{model}-{visual}-{textual}-{paradigm}{trial}-{changes.get('dataset', '')}"
+    def write(name, visual, textual, paradigm="pt", quality=1.0, seed=0, trial="", **changes):
+        system = f"{name}-{visual}-{textual}-{paradigm}{trial}-{changes.get('dataset', '')}"
         about = {"encoding": encoded(visual, textual, paradigm)} if visual or textual else {}
-        return lab.run(model, seed, quality=quality, system=system, **about, **changes)
+        return lab.run(name, seed, quality=quality, system=system, **about, **changes)
 
     return write
 
@@ -111,7 +111,19 @@ def test_encoders_are_tested_against_those_of_one_modality_each(grid):
     assert cells[4].contrast.reference == "lattice vgg16+minilm-l6"
     assert found.sheets[0].comparison.families[0].over_users == 4
     other = lay_out(pretrained, "encoders", metrics=["ndcg@10"], baseline=CLIP)
-    assert other.sheets[0].cell(1, 0).is_reference
+    assert other.rows[0].encoder == CLIP
+    assert other.sheets[0].cell(0, 0).is_reference
+
+
+def test_a_recommender_of_pictures_alone_is_tested_against_the_encoder_of_pictures(add):
+    runs = [add("mmgcl", "vgg19", "minilm-l6"), add("mmgcl", CLIP, CLIP, quality=2.0)]
+    runs += [add("vbpr", CLIP, None, quality=2.0), add("vbpr", "vgg19", None)]
+    found = lay_out(runs, "encoders", metrics=["ndcg@20"])
+    labels = ["vbpr vgg19", f"vbpr {CLIP}", "mmgcl vgg19+minilm-l6", f"mmgcl {CLIP}"]
+    assert [row.label for row in found.rows] == labels
+    cells = [found.sheets[0].cell(r, 0) for r in range(4)]
+    assert [cell.is_reference for cell in cells] == [True, False, True, False]
+    assert cells[1].contrast.reference == "vbpr vgg19"
 
 
 def test_modalities_alone_are_tested_against_all_of_them(add):
@@ -248,3 +260,71 @@ def test_trials_chosen_by_different_metrics_are_refused(add):
     ]
     with pytest.raises(ConfigError, match="selected by ndcg@20, recall@20"):
         lay_out(runs, "paradigms")
+
+
+BABY = {"name": "amazon-baby", "fingerprint": "b" * 64, "users": 19445, "items": 7037}
+SPLIT = {"name": "random-per-user", "fingerprint": "5" * 64}
+# Read off the paper's Tables 3, 4 and 5, not from the file that is tested.
+PRINTED = {
+    ("encoders", "vbpr vgg19", "recall@20"): 0.0740,
+    ("encoders", "lattice vgg19+minilm-l6", "ndcg@20"): 0.0374,
+    ("encoders", "lattice vlmo-base-plus", "recall@10"): 0.0502,
+    ("paradigms", "vbpr clip-vit-b16 PT", "ndcg@10"): 0.0265,
+    ("paradigms", "lattice clip-vit-b16 FT", "recall@20"): 0.0812,
+    ("paradigms", "lattice clip-vit-b16 ETE", "recall@20"): 0.0892,
+    ("paradigms", "lattice vlmo-base-plus ETE", "ndcg@20"): 0.0393,
+    ("modalities", "lattice clip-vit-b16 ETE (V&T)", "ndcg@20"): 0.0393,
+    ("modalities", "lattice clip-vit-b16 ETE (V)", "ndcg@20"): 0.0371,
+    ("modalities", "lattice clip-vit-b16 ETE (T)", "ndcg@20"): 0.0379,
+}
+
+
+@pytest.fixture
+def on_baby(add):
+    """Runs on data of the paper's size, with every row that `PRINTED` names."""
+
+    def write(model, visual, textual, paradigm="pt", **changes):
+        given = [m for m, name in (("visual", visual), ("textual", textual)) if name]
+        about = {"name": model, "integration": "none", "modalities": given, "parameters": 1}
+        data = {**BABY, "train_interactions": 118551, **changes}
+        return add(model, visual, textual, paradigm, dataset=data, split=SPLIT, model=about)
+
+    return write
+
+
+def paper_runs(write):
+    runs = [write("vbpr", name, None) for name in ("vgg19", CLIP)]
+    runs += [write("lattice", "vgg19", "minilm-l6"), write("lattice", VLMO, VLMO)]
+    for encoder in (CLIP, VLMO):
+        runs += [write("lattice", encoder, encoder, paradigm) for paradigm in ("ft", "ete")]
+    return [*runs, write("lattice", CLIP, None, "ete"), write("lattice", None, CLIP, "ete")]
+
+
+def test_the_papers_numbers_stand_beside_the_rows_that_they_are_of(on_baby):
+    runs = paper_runs(on_baby)
+    found = {}
+    for kind in ("encoders", "paradigms", "modalities"):
+        shown = Shown(lay_out(runs, kind, data_dir=None), with_published=True)
+        for record in json.loads(render_layout(shown, "json"))["cells"]:
+            found[kind, record["label"], record["metric"]] = record["published"]
+        table = render_layout(shown, "table")
+        assert max(map(len, table.splitlines())) <= 80
+        assert "publ." in table
+        assert "its encoders were fine-tuned there" not in table
+    assert {key: found[key] for key in PRINTED} == PRINTED
+
+
+def test_what_does_not_compare_is_not_shown_beside(on_baby):
+    runs = [on_baby("lattice", CLIP, CLIP, kind, items=9000) for kind in ("pt", "ft")]
+    shown = Shown(lay_out(runs, "paradigms"), with_published=True)
+    text = render_layout(shown, "table")
+    assert "0.0354" not in text
+    assert "not comparable" in text
+    assert "7,037 items there, 9,000 here" in text.replace("\n", " ")
+    records = json.loads(render_layout(shown, "json"))["cells"]
+    assert {record["comparable"] for record in records} == {False}
+
+
+def test_no_printed_number_of_a_row_is_said(on_baby):
+    shown = Shown(lay_out([on_baby("freedom", CLIP, CLIP)], "paradigms"), with_published=True)
+    assert "arXiv:2310.20343 prints none of these rows." in shown.notes()
