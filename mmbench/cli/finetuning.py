@@ -158,6 +158,7 @@ def fine_tune(
     """Fine-tune and extract as the options say."""
     from mmbench.engine.tuning import extract_tuned
     from mmbench.engine.tuning_settings import fine_tuning
+    from mmbench.report.tuning_curves import NAME, draw_curves
 
     chosen = {
         name: given[name] for name in NAMES if name not in ("preset", "chunk_size", "recompute")
@@ -165,7 +166,7 @@ def fine_tune(
     if given["objective"] is not None:
         chosen["objective"] = tuple(part.strip() for part in given["objective"].split(","))
     settings = fine_tuning(given["preset"], **chosen, batch_size=given["batch_size"])
-    return extract_tuned(
+    tuned, sets = extract_tuned(
         dataset,
         encoder,
         data_dir,
@@ -174,6 +175,9 @@ def fine_tune(
         chunk=given["chunk_size"],
         recomputes=given["recompute"],
     )
+    if tuned.history and (tuned.is_new or not (tuned.folder / f"{NAME}.svg").is_file()):
+        draw_curves(tuned.history, tuned.facts, tuned.folder)
+    return tuned, sets
 
 
 def print_tuned(done: Sequence[Tuned]) -> None:
@@ -204,6 +208,7 @@ def row(tuned: Tuned) -> dict[str, Any]:
         "before": tuned.facts["before"],
         "after": tuned.facts["after"],
         "grid": list(tuned.grid) if len(tuned.grid) > 1 else [],
+        "cost": tuned.facts.get("cost", {}),
     }
 
 
@@ -229,6 +234,8 @@ def _judgement(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _remarks(tuned: Tuned) -> Iterator[str]:
+    from mmbench.engine.cost import amount
+
     counts = tuned.facts["data"]["counts"]
     lone = counts["text_only"] + counts["picture_only"]
     if lone:
@@ -251,4 +258,14 @@ def _remarks(tuned: Tuned) -> Iterator[str]:
                 f"{name}: epoch {point['epoch']}, mean recall {held['recall']:.3f}, "
                 f"loss {held['losses']['itc']:.4f}"
             )
+    if cost := tuned.facts.get("cost"):
+        yield (
+            f"cost: {cost['seconds']:,.1f} s on {tuned.facts['device']}, peak memory "
+            f"{cost['peak_memory_mib']:,.0f} MiB; foreseen for the encoder "
+            f"{cost['memory_mib']:,.0f} MiB and {amount(cost['flops_per_epoch'], 'FLOP')} an epoch"
+        )
+    for one in tuned.history:
+        yield from (f"epoch {one['epoch']}: {warning}" for warning in one.get("warnings", ()))
     yield f"weights: {tuned.folder}"
+    if (tuned.folder / "curves.svg").is_file():
+        yield f"curves: {tuned.folder / 'curves.svg'} and .png"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mmbench import console
 
 if TYPE_CHECKING:
+    from mmbench.engine.cost import Cost
     from mmbench.engine.training import Progress, Record
     from mmbench.recipe import Recipe, RunRecipe
     from mmbench.runs import Run
@@ -91,7 +92,10 @@ def display() -> Iterator[Events]:
             count = f"[{state['done']}/{state['total']}]"
             console.note(f"{count} {plan.label} seed {plan.seed}: {how}, {run.path}")
 
-        yield Events(planned, begun, epoch, done)
+        def cost(plan: RunRecipe, foreseen: Cost) -> None:
+            console.note(f"{plan.label} seed {plan.seed}: {foreseen.line()}")
+
+        yield Events(planned, begun, epoch, done, cost)
 
 
 def ensure_demo(dataset: str, data_dir: Path, split: str | None = None) -> None:

@@ -89,6 +89,7 @@ class Objective(ABC):
         weights: of the losses, by name, in their sum.
         temperatures: t of each contrastive loss; they learn with the encoder.
         own: parameters that are no part of the encoder's module, by name.
+        hits: how many of how many `apart` got right, by loss; None not to count.
     """
 
     known: ClassVar[tuple[str, ...]]
@@ -97,6 +98,7 @@ class Objective(ABC):
         self.encoder = encoder
         self._limit = MOST
         self.weights: dict[str, float] = {}
+        self.hits: dict[str, tuple[Tensor, int]] | None = None
         self.temperatures: dict[str, nn.Parameter] = {}
         self.own: dict[str, nn.Parameter] = {}
 
@@ -143,6 +145,16 @@ class Objective(ABC):
             for name, value in self.temperatures.items():
                 value.clamp_(0.0, self._most[name])
             return {name: float(value.exp()) for name, value in self.temperatures.items()}
+
+    def is_limited(self, name: str, scale: float) -> bool:
+        """Whether a temperature's value of s stands where it is held."""
+        return scale >= math.exp(self._most[name]) * (1 - 1e-6)
+
+    def _count(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        if self.hits is not None:
+            right, n = self.hits.get(name, (torch.zeros((), device=logits.device), 0))
+            found = (logits.detach().argmax(dim=1) == labels).sum()
+            self.hits[name] = (right + found, n + len(labels))
 
     def check(self) -> None:
         """Refuse weights whose temperature no training ends with.
@@ -330,12 +342,14 @@ class VlmoObjective(Objective):
             hidden = module.joint(texts["input_ids"][text], mask[text], pixels[picture])
             logits = module.itm_score(module.pooler(hidden[:, 0])).float()
             found["itm"] = F.cross_entropy(logits, label, reduction="sum")
+            self._count("itm", logits, label)
         if plan.ids is not None and plan.hidden is not None and len(plan.ids[part]):
             asked, ids = plan.hidden[part], texts["input_ids"][part]
             joint = module.joint(plan.ids[part], mask[part], pixels[part])
             # The decoder has a column per word: only where there is something to tell.
             logits = module.mlm_score(joint[:, : ids.shape[1]][asked]).float()
             found["mlm"] = F.cross_entropy(logits, ids[asked], reduction="sum")
+            self._count("mlm", logits, ids[asked])
         return found
 
 

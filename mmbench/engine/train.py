@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -24,9 +24,11 @@ from safetensors.torch import save
 
 from mmbench import runs as run_folder
 from mmbench import seeding
+from mmbench.engine.cost import Cost
 from mmbench.engine.device import Compute
 from mmbench.engine.encoding_facts import encoding_facts
 from mmbench.engine.end_to_end import refresh
+from mmbench.engine.foresight import foresee_run
 from mmbench.engine.inputs import Inputs, Target, features_to_device, load_inputs, to_device
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.ranks import ALONE
@@ -48,6 +50,8 @@ from mmbench.recipe import RunRecipe, system_hash
 from mmbench.runs import Run, open_run, read_manifest, write_array, write_json, write_lists
 
 CHECKPOINT = "checkpoint.pt"
+CostListener = Callable[[RunRecipe, Cost], None]
+"""Told what the encoders of a run will cost, before its first step; not where none learns."""
 _UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
     errno.EEXIST,
@@ -150,6 +154,7 @@ def train_run(
     on_epoch: EpochListener | None = None,
     checkpoint_every_s: float = 30.0,
     inputs: Inputs | None = None,
+    on_cost: CostListener | None = None,
 ) -> Run:
     """Train, select on validation, rank the test part once, and write the run folder.
 
@@ -167,7 +172,9 @@ def train_run(
         inputs = inputs or load_inputs(recipe, data_dir)
         path, system = run_path(recipe, inputs, runs_dir)
         start = find_start(recipe)
-        run = _Training(path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s, start)
+        run = _Training(
+            path, recipe, system, inputs, compute, on_epoch, checkpoint_every_s, start, on_cost
+        )
         return run.lead() if compute.ranks.is_first else run.follow()
     except BaseException:
         compute.ranks.leave()  # or the others would wait for this process
@@ -186,6 +193,7 @@ class _Training:
     on_epoch: EpochListener | None
     checkpoint_every_s: float
     start: Start | None
+    on_cost: CostListener | None = None
 
     def lead(self) -> Run:
         """Hold the folder, and train in it."""
@@ -235,6 +243,11 @@ class _Training:
         model = build_model(recipe, inputs, compute, self.start)
         ranker = make_ranker(recipe, inputs, inputs.valid, compute)
         progress = Progress(finished="closed form")
+        cost = None
+        if model.fitting == "gradient" and (self.start is None or self.start.how.train):
+            cost = foresee_run(recipe, inputs, model, compute)
+        if cost is not None and self.on_cost is not None and compute.ranks.is_first:
+            self.on_cost(recipe, cost)
         if self.start is not None and not self.start.how.train:
             progress.finished = "not trained here"
         elif model.fitting == "closed-form":
@@ -251,8 +264,9 @@ class _Training:
             model.load_state(loop.best)
             refresh(model, compute)
         return _finish(
-            self.path, recipe, self.system, inputs, compute, model, ranker, progress, self.start
-        )
+            self.path, recipe, self.system, inputs, compute, model, ranker, progress, self.start,
+            cost,
+        )  # fmt: skip
 
     def _epochs(self, loop: TrainingLoop) -> None:
         """Train to the end, from where an earlier attempt stopped."""
@@ -326,6 +340,7 @@ def _finish(
     ranker: Ranker,
     progress: Progress,
     start: Start | None = None,
+    cost: Cost | None = None,
 ) -> Run:
     """Rank both parts with the chosen weights and write all but the manifest, then that."""
     depth = recipe.evaluation.depth
@@ -386,6 +401,7 @@ def _finish(
             "peak_memory_mib": max(cost["peak_memory_mib"] for cost in costs),
             **({"processes": costs} if len(costs) > 1 else {}),
         },
+        **({} if cost is None else {"encoder_cost": cost.facts()}),
         "environment": compute.describe(),
         "users": {part: ranked.n_users for part, ranked in lists.items()},
         "metrics": {part: _aggregate(recipe, ranked) for part, ranked in lists.items()},

@@ -4,7 +4,9 @@
         model.safetensors, config.json, ..   what --weights takes, in the encoder's own layout
         finetuning.json   base weights, objective, settings, data, chosen epoch, before and after
         history.jsonl     a record of each epoch of the chosen point of the grid
+        steps.jsonl       a record of each step of it
         grid.jsonl        a record of each point, where there are several
+        curves.svg, .png  the history, drawn
 
 The folder appears by one rename, so it is whole or not there. A fine-tuning with the same
 settings, data and base weights is not done again.
@@ -33,10 +35,12 @@ from mmbench.encoders.tuned import FACTS, save_tuned, tuned_digest, tuning_of
 from mmbench.encoders.vlmo_base_plus import VlmoBasePlus
 from mmbench.engine import device
 from mmbench.engine.contents import Contents, read_contents
+from mmbench.engine.cost import Cost
 from mmbench.engine.device import Compute
 from mmbench.engine.encoding import PRECISIONS, precision_type
 from mmbench.engine.extract import set_name
 from mmbench.engine.extraction import WHENCE, Extraction, How, extract_neural, find_files
+from mmbench.engine.foresight import foresee_tuning
 from mmbench.engine.identity import versions
 from mmbench.engine.shards import alone, canonical_hash
 from mmbench.engine.tuning_loop import Tuner
@@ -221,8 +225,11 @@ def _make(work: _Work, folder: Path) -> dict[str, Any]:
         )
         state = _state(work, point)
         states.append(state)
+        tuner = _tuner(work, encoder, pairs, point, state)
+        cost = foresee_tuning(tuner, recomputes=work.recomputes)
+        work.how.watch.say(f"{work.name}: {cost.line()}")
         try:
-            progress = _tuner(work, encoder, pairs, point, state).run()
+            progress = tuner.run()
         except TrainingError as problem:
             if len(points) == 1:
                 state.remove()
@@ -251,7 +258,8 @@ def _make(work: _Work, folder: Path) -> dict[str, Any]:
     assert found is not None
     progress = found[0]
     tuner.restore_best(progress)
-    known = _store(work, tuner, progress, point, grid, folder)
+    cost = foresee_tuning(tuner, recomputes=work.recomputes)
+    known = _store(work, tuner, progress, point, grid, folder, cost)
     for state in states:
         state.remove()
     return known
@@ -301,6 +309,7 @@ def _store(
     point: FineTuning,
     grid: Sequence[Mapping[str, Any]],
     folder: Path,
+    cost: Cost,
 ) -> dict[str, Any]:
     """Write the folder of the fine-tuned weights, whole or not at all."""
     encoder, dataset = tuner.objective.encoder, work.dataset
@@ -334,11 +343,17 @@ def _store(
             "helped": progress.best_epoch > 0,
             "before": first["held_out"],
             "after": chosen["held_out"],
+            "cost": {
+                **cost.facts(),
+                "seconds": sum(record["seconds"] for record in progress.history),
+                "peak_memory_mib": max(r.get("peak_memory_mib", 0.0) for r in progress.history),
+            },
             "device": work.compute.device.type,
             "versions": versions(),
         }
         _write_lines(partial / "history.jsonl", progress.history)
         _write_lines(partial / "grid.jsonl", grid)
+        (partial / "steps.jsonl").write_text(tuner.state.steps(progress), encoding="utf-8")
         write_json(partial / FACTS, known)
         if folder.exists():
             old = folder.with_name(f".{folder.name}.old-{os.getpid()}")

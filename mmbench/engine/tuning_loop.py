@@ -34,6 +34,12 @@ from mmbench.metrics import alignment
 
 JUDGED = 256
 """Held-out items whose loss is taken together, whatever the batch: so results compare."""
+RUNAWAY = 100
+"""Steps with a temperature at its limit, after which that is told."""
+COLLAPSED = 2.0
+"""Effective number of directions below which vectors have collapsed."""
+FORGOTTEN = 0.5
+"""Mean cosine with the published vectors below which they count as forgotten."""
 Slices = list[slice]
 
 
@@ -61,10 +67,11 @@ class Tuner:
     def __post_init__(self) -> None:
         (self._batch_size,) = self.settings.batch_size
         (self._rate,) = self.settings.learning_rate
-        self._first: Vectors | None = None
+        self._first: tuple[Tensor, Tensor] | None = None
+        self._steps: list[dict[str, float]] = []
         module = self.objective.encoder.module
         names = self.objective.learning(self.settings.tune, self.settings.blocks)
-        used = used_names(module, names, self._trial)
+        used = used_names(module, names, self.trial)
         self.learning = {n: p for n, p in module.named_parameters() if n in set(used)}
         for name, weight in module.named_parameters():
             weight.requires_grad_(name in self.learning)
@@ -85,6 +92,7 @@ class Tuner:
             if progress.diverged:
                 raise TrainingError(progress.diverged)
             if not progress.is_done:
+                self._first = self._held_out_vectors()["itc"]  # of the published weights
                 self._restore(tensors, progress.step)
                 self.watch.say(f"{self.state.name}: going on after epoch {progress.epoch}")
         else:
@@ -112,9 +120,11 @@ class Tuner:
     # -- steps ---------------------------------------------------------------------------------
 
     def _epoch(self, progress: Progress, steps: int) -> dict[str, float]:
-        """One pass over the pairs; mean losses."""
+        """One pass over the pairs; mean losses, and how fast and how evenly it went."""
         total: dict[str, float] = {}
-        n_clipped = 0
+        n_clipped = n_limited = n_tokens = 0
+        largest, began = 0.0, time.monotonic()
+        self._steps = []
         for items in self.pairs.order(self._batch_size, self.settings.seed, progress.epoch):
             factor = rate_factor(self.settings, progress.step, steps * self.settings.epochs)
             for group in self._optimizer.param_groups:
@@ -133,13 +143,30 @@ class Tuner:
                     self._diverged(progress, progress.epoch + 1, f"{_what(name)} is {value}")
                 total[name] = total.get(name, 0.0) + value
             n_clipped += values[-1] > (self.settings.clip_norm or math.inf)
+            largest = max(largest, values[-1])
             self._optimizer.step()
-            for name, scale in self.objective.clamp().items():
+            scales = self.objective.clamp()
+            for name, scale in scales.items():
                 if not math.isfinite(scale):
                     what = f"the temperature of {name} is {scale}"
                     self._diverged(progress, progress.epoch + 1, what)
+            n_limited += any(self.objective.is_limited(name, scales[name]) for name in scales)
+            n_tokens += int(self.pairs.texts.lengths[items].sum())
+            told = {f"temperature.{name}": scale for name, scale in scales.items()}
+            given = dict(zip(names, values, strict=True))
+            rate = self._rate * factor
+            self._steps.append({"step": progress.step, "rate": rate, **given, **told})
         means = {name: value / steps for name, value in total.items()}
-        return {**means, "clipped_steps": n_clipped}
+        time_s = max(1e-9, time.monotonic() - began)
+        return {
+            **means,
+            "gradient_largest": largest,
+            "rate": self._rate * factor,
+            "clipped_steps": n_clipped,
+            "limited_steps": n_limited,
+            "pairs_per_second": round(steps * self._batch_size / time_s, 3),
+            "tokens_per_second": round(n_tokens / time_s, 3),
+        }
 
     def _diverged(self, progress: Progress, epoch: int, what: str) -> NoReturn:
         if not progress.history:
@@ -173,7 +200,7 @@ class Tuner:
         if leaves is not vectors:
             for part in parts:
                 self._share_gradient(self._vectors(texts, pictures, part), leaves, part)
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             bare = {name: (a.detach(), b.detach()) for name, (a, b) in vectors.items()}
             plan = self.objective.plan(bare, texts, same, draws)
         return {**losses, **self._apart(plan, texts, pictures, learns=learns)}
@@ -181,7 +208,7 @@ class Tuner:
     def _vectors(
         self, texts: Mapping[str, Tensor], pictures: Mapping[str, Tensor], part: slice
     ) -> Vectors:
-        with self._autocast():
+        with self.autocast():
             return self.objective.vectors(_cut(texts, part), _cut(pictures, part))
 
     def _share_gradient(self, again: Vectors, leaves: Vectors, part: slice) -> None:
@@ -205,7 +232,7 @@ class Tuner:
         longest = max((len(rows) for rows in (plan.pairs, plan.ids) if rows is not None), default=0)
         found: dict[str, Tensor] = {}
         for part in _parts(longest, self.chunk):
-            with torch.set_grad_enabled(learns), self._autocast():
+            with torch.set_grad_enabled(learns), self.autocast():
                 sums = self.objective.apart(plan, texts, pictures, part)
                 means = {name: total / max(1, counts[name]) for name, total in sums.items()}
             if learns and means:
@@ -229,12 +256,13 @@ class Tuner:
         negatives = torch.rand(2, n, generator=generator).to(device)
         return Draws(negatives, torch.rand(3, n, length, generator=generator).to(device))
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that vectors and losses are computed in."""
         if self.precision is None:
             return nullcontext()
         return torch.autocast(self.compute.device.type, dtype=self.precision)
 
-    def _trial(self) -> Tensor:
+    def trial(self) -> Tensor:
         """The sum of all losses of two items, by which is seen what has a gradient."""
         items = self.pairs.train[: min(4, len(self.pairs.train))]
         texts, pictures, groups = self.pairs.batch(items)
@@ -252,11 +280,20 @@ class Tuner:
     def _end_epoch(self, progress: Progress, terms: Mapping[str, float], began: float) -> None:
         """Judge, note, decide whether it goes on, and store the state."""
         judged = self._judge(progress)
-        record = {"epoch": progress.epoch, "step": progress.step, "held_out": judged}
+        record: dict[str, Any] = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "held_out": judged,
+        }
         if terms:
             record["train"] = dict(terms)
         record["temperatures"] = self.objective.clamp()
         record["seconds"] = round(time.monotonic() - began, 3)
+        record["peak_memory_mib"] = round(self.compute.peak_memory_mib(), 1)
+        if warnings := list(self._warnings(record, progress)):
+            record["warnings"] = warnings
+        for warning in warnings:
+            self.watch.say(f"{self.state.name}: epoch {progress.epoch}: {warning}")
         progress.history.append(record)
         best = progress.history[progress.best_epoch]["held_out"]
         is_best = progress.epoch == 0 or self._score(judged) > self._score(best)
@@ -265,7 +302,35 @@ class Tuner:
         since = progress.epoch - progress.best_epoch
         progress.is_done = progress.epoch >= self.settings.epochs or since >= self.settings.patience
         weights = {f"weights.{name}": weight for name, weight in self.learning.items()}
+        self.state.note_steps(progress.epoch, self._steps)
         self.state.write(progress, {**weights, **self._moments()}, weights if is_best else None)
+
+    def _warnings(self, record: Mapping[str, Any], progress: Progress) -> Iterator[str]:
+        """What goes wrong slowly: told, not stopped."""
+        judged = record["held_out"]
+        limited = sum(one.get("train", {}).get("limited_steps", 0) for one in progress.history)
+        limited += record.get("train", {}).get("limited_steps", 0)
+        began = progress.history[0]["temperatures"] if progress.history else {}
+        # The public weights of CLIP stand there from the beginning.
+        rose = not any(self.objective.is_limited(name, began[name]) for name in began)
+        if rose and limited > RUNAWAY >= limited - record["train"]["limited_steps"]:
+            yield (
+                f"the temperature stood at its limit for {limited} steps; a lower --learning-rate "
+                "may help"
+            )
+        first = progress.history[0]["held_out"] if progress.history else judged
+        least = min(judged["rank_first"], judged["rank_second"])
+        if least < COLLAPSED and min(first["rank_first"], first["rank_second"]) >= COLLAPSED:
+            yield (
+                f"all vectors lie in about {least:.1f} directions; they collapse: lower "
+                "--learning-rate, or enlarge --batch-size"
+            )
+        drifted = min(judged["drift_first"], judged["drift_second"])
+        if drifted < FORGOTTEN and judged["recall"] < first["recall"]:
+            yield (
+                f"vectors moved away from the published ones (cosine {drifted:.2f}) and retrieval "
+                "fell; lower --learning-rate, or let less learn with --tune top"
+            )
 
     def _score(self, judged: Mapping[str, Any]) -> tuple[float, float]:
         """What is to be as high as possible; the other of loss and recall decides a tie."""
@@ -276,27 +341,50 @@ class Tuner:
         """Losses, retrieval and alignment of the held-out items."""
         held = self.pairs.held
         totals: dict[str, float] = {}
-        found: list[Vectors] = []
+        self.objective.hits = {}
         with torch.no_grad():
             for part in _parts(len(held), JUDGED):
                 draws = self._draws(len(held[part]), "held-out", str(part.start))
                 for name, loss in self._losses(held[part], draws, learns=False).items():
                     totals[name] = totals.get(name, 0.0) + float(loss) * len(held[part])
-            for part in _parts(len(held), self.chunk):
-                texts, pictures, _ = self.pairs.batch(held[part])
-                found.append(self._vectors(texts, pictures, slice(None)))
-        vectors = {
-            name: (seen.float().cpu(), read.float().cpu())
-            for name, (seen, read) in _joined(found).items()
+        accuracy = {
+            name: float(right) / max(1, count)
+            for name, (right, count) in self.objective.hits.items()
         }
+        self.objective.hits = None
+        vectors = self._held_out_vectors()["itc"]
         losses = {name: total / len(held) for name, total in totals.items()}
-        seen, read = (side.numpy() for side in vectors["itc"])
+        seen, read = (side.numpy() for side in vectors)
         bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
         if bad or not (np.isfinite(seen).all() and np.isfinite(read).all()):
             what = _what(bad[0]) if bad else "a vector"
             self._diverged(progress, progress.epoch, f"{what} of held-out items is not finite")
         measured = alignment.measure(seen, read)
-        return {"losses": losses, "recall": measured.recall, **_plain(asdict(measured))}
+        self._first = self._first or vectors
+        drift = [
+            float((now * then).sum(dim=1).mean())
+            for now, then in zip(vectors, self._first, strict=True)
+        ]
+        return {
+            "losses": losses,
+            "recall": measured.recall,
+            **_plain(asdict(measured)),
+            "drift_first": drift[0],
+            "drift_second": drift[1],
+            **({"accuracy": accuracy} if accuracy else {}),
+        }
+
+    @torch.no_grad()
+    def _held_out_vectors(self) -> Vectors:
+        """Unit vectors of the held-out items, float32 on the CPU."""
+        found: list[Vectors] = []
+        for part in _parts(len(self.pairs.held), self.chunk):
+            texts, pictures, _ = self.pairs.batch(self.pairs.held[part])
+            found.append(self._vectors(texts, pictures, slice(None)))
+        return {
+            name: (seen.float().cpu(), read.float().cpu())
+            for name, (seen, read) in _joined(found).items()
+        }
 
     # -- state ---------------------------------------------------------------------------------
 

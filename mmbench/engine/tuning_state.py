@@ -3,6 +3,7 @@
     <dataset>/tuned/.<name>~<config>.work/
         last-0007.safetensors   what learns, and the optimiser's moments, after epoch 7
         best-0004.safetensors   what learns, at the best epoch so far
+        steps-0007.jsonl        a record of each step of epoch 7
         state.json              epoch, step, best epoch, history, hashes of the two; written last
 
 A state counts once state.json names it; files that it does not name are left from a process that
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mmbench.errors import DataError
 from mmbench.runs import write_json
 
 STATE = "state.json"
+STEPS = "steps-"
 
 
 @dataclass
@@ -114,8 +116,31 @@ class StateFolder:
                 "then run this again: the epochs before stay done"
             ) from problem
         for left in self.path.iterdir():
-            if left.name not in (*names, STATE):
+            if left.name not in (*names, STATE) and not left.name.startswith(STEPS):
                 left.unlink()
+
+    def note_steps(self, epoch: int, steps: Sequence[Mapping[str, float]]) -> None:
+        """Keep a record of each step of an epoch; one that is repeated is written anew.
+
+        Raises:
+            DataError: E108 it cannot be written.
+        """
+        if not steps:
+            return
+        lines = [json.dumps(step, sort_keys=True) + "\n" for step in steps]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / f"{STEPS}{epoch:04d}.jsonl").write_text("".join(lines), "utf-8")
+        except OSError as problem:
+            raise DataError(
+                f"E108 {self.path} cannot be written ({problem.strerror or problem}); make room, "
+                "then run this again"
+            ) from problem
+
+    def steps(self, progress: Progress) -> str:
+        """The records of the steps of all finished epochs, a line each."""
+        files = [self.path / f"{STEPS}{n:04d}.jsonl" for n in range(1, progress.epoch + 1)]
+        return "".join(file.read_text("utf-8") for file in files if file.is_file())
 
     def best(self, progress: Progress) -> dict[str, Tensor]:
         """What learns, at the best epoch."""

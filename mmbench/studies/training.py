@@ -10,7 +10,7 @@ import numpy as np
 
 from mmbench.engine.device import Compute
 from mmbench.engine.inputs import Inputs, check_modalities, load_inputs
-from mmbench.engine.train import run_path, train_run
+from mmbench.engine.train import CostListener, run_path, train_run
 from mmbench.engine.training import EpochListener
 from mmbench.models.base import MODELS
 from mmbench.recipe import Recipe, RunRecipe
@@ -35,6 +35,7 @@ class Events:
     begun: Callable[[RunRecipe], None] = lambda plan: None
     epoch: EpochListener = lambda plan, record, progress: None
     done: Callable[[RunRecipe, Run, bool], None] = lambda plan, run, was_finished: None
+    cost: CostListener = lambda plan, cost: None
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def train_recipes(
                 on_epoch=events.epoch,
                 checkpoint_every_s=place.checkpoint_every_s,
                 inputs=inputs,
+                on_cost=events.cost,
             )
             events.done(plan, run, was_finished)
             by_trial.setdefault(plan.label, []).append(run)
