@@ -12,7 +12,7 @@ t = 1, 2, ...; modality m stands at place p_m = 0, 1, ... of the order.
     step    r_m(t) = 1 from epoch t_m on, 0 before
     none    r_m(t) = 1: the static ensemble
     loss    mean over (u, i, j) of -log sigmoid(x_ui(r) - x_uj(r))
-            + regularization * (|P|^2 + |E^0_i|^2 + |E^0_j|^2) / 2B
+            + regularization * (|P|^2 + |Q|^2 + |y|^2 of the batch's rows) / 2B
 
 Shapes: U users, I items, B batch, M modalities, D = config.embedding_size.
 Departures: Section 8.2 proposes and does not define; the ramp, the order by name and the ids
@@ -48,7 +48,7 @@ class CurriculumEnsembleConfig(ModelConfig):
 
     embedding_size: PositiveInt = 64  # D
     n_layers: PositiveInt = 2  # L
-    regularization: NonNegativeFloat = 1e-3
+    regularization: NonNegativeFloat = 1e-2
     schedule: Literal["none", "step", "linear"] = "linear"
     begin_epoch: PositiveInt = 5
     """The first epoch with the first modality."""
@@ -138,12 +138,10 @@ class CurriculumEnsemble(Recommender):
         return self.vectors()[1]
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss of B triples and the penalty of their rows of E^0, scalars."""
+        """The loss of B triples and the penalty of their rows, scalars."""
         config, branches = self.config, self.branches
-        starts, nodes = branches.starts(), branches.nodes(batch)
-        rows = branches.split(branches.propagated(starts).index_select(0, nodes))  # [3 B, C, D]
+        rows, starts = branches.rows(batch)
         terms = {"bpr": F.softplus(-margins(rows, self.ramps, config.integration)).mean()}
         if config.regularization:
-            amount = penalty(starts.index_select(0, nodes))
-            terms["regularization"] = config.regularization * amount
+            terms["regularization"] = config.regularization * penalty(starts)
         return terms

@@ -10,7 +10,8 @@ Branches and the score x_ui(w) are those of `ensemble.py`, with the gates as wei
                  beta = 2/3, gamma = -0.1, zeta = 1.1
     2. rank      z^_m = min(1, max(0, sigmoid(log a_m) (zeta - gamma) + gamma))
     3. weights   (1 / ((1 - h) B)) * sum over kept rows of -log sigmoid(x_ui(z) - x_uj(z))
-                 + regularization * (|P|^2 + |E^0_i|^2 + |E^0_j|^2) / 2B,   z held still
+                 + regularization * (|P|^2 + |Q|^2 + |y|^2 of the batch's rows) / 2B,
+                 with z held still
     4. gates     (1 / (h B)) * sum over held-out rows of -log sigmoid(x_ui(z) - x_uj(z)), with
                  all but z held still
                  + gate_weight * sum over m of P(z_m > 0)
@@ -20,20 +21,23 @@ Why both: a gate that is trained on the rows that the weights learn from stays o
 because users' vectors learn these rows by heart through any features. So a share h of the
 training interactions is held out, from the weights and from their graph, and teaches the gates
 alone, as DARTS does with its architecture (its first-order form). And why the penalty is of being
-open: one of the gate's size would be undone by longer vectors.
+open: one of the gate's size would be undone by longer vectors. What closes is what does not help
+to rank: features that say nothing and have about as many columns as there are items still tell
+items apart, as ids do, and may stay.
 
 In epochs before `gate_from` branches learn behind gates that stay where they start. In those from
-`gate_from` to `gate_until` gates and weights learn. After that the gates stand still at z^ and the
-weights learn from all rows, over the whole graph; ranking uses the whole graph in every epoch.
+`gate_from` to `gate_until` gates and weights learn. After that the gates stand still at z^, and the
+weights are drawn anew and learn from all rows, over the whole graph, as DARTS trains what it has
+found. Ranking uses the whole graph in every epoch, and patience has to reach past `gate_until`.
 `gate: training-loss` holds nothing out, h = 0 in equation 3, and takes equation 4 over all rows:
 L0 as published. `gate: fixed` leaves all gates at one, which is the static ensemble.
 
 Shapes: U users, I items, E interactions, B batch, M modalities, D = config.embedding_size.
 Departures: one gate for a whole branch and not for each weight; every row of a batch draws its own
 gates, which changes no expectation; log a_m = gate_start + gate_rate * (a parameter that starts at
-0), so that gates can learn faster than weights under one learning rate; weights go on learning
-when the gates are found, where DARTS starts anew. A modality that is switched off is still
-computed. Without features this is LightGCN with a squared penalty.
+0), so that gates can learn faster than weights under one learning rate; gates between 0 and 1 stay
+as they are found; the optimiser keeps its averages when weights start anew. A modality that is
+switched off is still computed. Without features this is LightGCN with a squared penalty.
 """
 
 from __future__ import annotations
@@ -66,17 +70,17 @@ class GatedEnsembleConfig(ModelConfig):
 
     embedding_size: PositiveInt = 64  # D
     n_layers: PositiveInt = 2  # L
-    regularization: NonNegativeFloat = 1e-3
+    regularization: NonNegativeFloat = 1e-2
     gate: Literal["learned", "training-loss", "fixed"] = "learned"
     gate_weight: NonNegativeFloat = 0.01
     gate_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # h
-    gate_from: PositiveInt = 10
+    gate_from: PositiveInt = 5
     """The first epoch in which gates learn."""
-    gate_until: PositiveInt | None = 40
-    """The last one; null for the last of training."""
+    gate_until: PositiveInt | None = 20
+    """The last one; null for the last of training, and weights then never start anew."""
     gate_start: float = 2.4
     """log a_m at first; 2.4 is where z^ = 1 begins."""
-    gate_rate: PositiveFloat = 10.0
+    gate_rate: PositiveFloat = 20.0
     integration: Form = "ensemble"
 
     @model_validator(mode="after")
@@ -131,9 +135,11 @@ class GatedEnsemble(Recommender):
         self.on_epoch_start(1)
 
     def on_epoch_start(self, epoch: int) -> None:
-        """Gates learn in epochs `gate_from` to `gate_until`, and rows come back after them."""
+        """Gates learn from epoch `gate_from` to `gate_until`; weights start anew after that."""
         config = self.config
         over = config.gate_until is not None and epoch > config.gate_until
+        if self.learns and config.gate_until is not None and epoch == config.gate_until + 1:
+            self.branches.reset()
         self.searches = self.learns and config.gate_from <= epoch and not over
         self.is_split = self.holds_out and not over
 
@@ -144,7 +150,7 @@ class GatedEnsemble(Recommender):
     def gates(self) -> Tensor:
         """The values z^ of all modalities, [M]; ones where gates are fixed."""
         if not self.learns:
-            return self.branches.items.new_ones(len(self.branches.modalities))
+            return self.branches.nodes.new_ones(len(self.branches.modalities))
         return stretched(torch.sigmoid(self.log_alpha()))
 
     def describe_state(self) -> dict[str, float]:
@@ -170,9 +176,7 @@ class GatedEnsemble(Recommender):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equations 3 and 4 for B triples, scalars."""
         config, branches = self.config, self.branches
-        starts, nodes = branches.starts(), branches.nodes(batch)
-        final = branches.propagated(starts, self.kept_graph if self.is_split else None)
-        rows = branches.split(final.index_select(0, nodes))  # [3 B, C, D]
+        rows, starts = branches.rows(batch, self.kept_graph if self.is_split else None)
         gates = self._drawn(len(batch)) if self.searches else self.gates()
         loss = F.softplus(-margins(rows, gates.detach(), config.integration))
         held_out = self._held_out(batch).float() if self.is_split else None
@@ -187,8 +191,7 @@ class GatedEnsemble(Recommender):
             terms["gates"] = loss.mean()
             terms["open"] = config.gate_weight * open_probability(self.log_alpha()).sum()
         if config.regularization:
-            amount = penalty(starts.index_select(0, nodes))
-            terms["regularization"] = config.regularization * amount
+            terms["regularization"] = config.regularization * penalty(starts)
         return terms
 
     def _drawn(self, n_rows: int) -> Tensor:

@@ -8,7 +8,8 @@ from mmbench.models.base import MODELS
 from mmbench.recipe import SHIPPED, load_recipe, read_recipe, shipped_recipes
 
 # A paper's tables: see tests/test_paper_recipes.py and tests/test_encoder_paper_recipes.py.
-PAPERS = ("mmsr-paper", "arxiv-2310.20343")
+# And what gated and scheduled ensembles are measured against: tests/studies/test_between.py.
+PAPERS = ("mmsr-paper", "arxiv-2310.20343", "adaptive-modalities")
 RECIPES = [name for name in shipped_recipes() if name.partition("/")[0] not in PAPERS]
 
 
