@@ -55,6 +55,25 @@ def test_writes_the_page_and_the_folder(mmbench, trained, tiny_data, tmp_path):
     assert "Recall@10" in done.out  # the table is printed as ever
 
 
+def test_vectors_are_drawn_when_asked_for(mmbench, trained, tiny_data, tmp_path):
+    asked = ("--tsne", "--metric", "recall@10", "--data-dir", tiny_data)
+    done = mmbench("compare", trained, "--html", "r.html", "--out", "r", *asked)
+    assert done.status == 0, done.err
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "bpr-mf: items of 6 users" in page
+    assert "popularity: items of 6 users" in page  # whose scores tie in plenty
+    assert len(list((tmp_path / "r/figures").glob("tsne-*.png"))) == 4
+    assert (tmp_path / "r/tables/vectors.csv").read_text("utf-8").startswith("System,D,same user")
+    train = ("train", "itemknn", "--dataset", "tiny", "--runs-dir", "knn", "--seeds", "0")
+    assert mmbench(*train, "--data-dir", tiny_data).status == 0
+    refused = mmbench("compare", "knn", "--html", "none.html", *asked)
+    assert refused.status == 2
+    assert "none of these runs has any" in " ".join(refused.err.split())
+    lost = mmbench("compare", trained, "--html", "none.html", *asked[:3], "--data-dir", "nowhere")
+    assert lost.status == 2
+    assert not (tmp_path / "none.html").exists()
+
+
 def test_without_the_prepared_dataset(mmbench, trained, tmp_path):
     one = sorted(trained.iterdir())[0]
     done = mmbench("compare", one, "--html", "r.html", "--metric", "recall@10")
@@ -78,6 +97,7 @@ def test_what_is_there_is_refused_before_any_work(mmbench, trained, tmp_path):
     ("arguments", "said"),
     [
         (["--force"], "--force belongs to --html and --out"),
+        (["--tsne"], "--tsne belongs to --html and --out"),
         (["--html", "r.html", "--by", "k"], "do not go with --by"),
         (["--out", "r", "--over-datasets"], "one report per dataset"),
         (["--html", "r/i.html", "--out", "r"], "put the page beside it"),

@@ -16,12 +16,16 @@ import select
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from mmbench.report.cold_start import Scope, compare_cold
 from mmbench.report.html.evidence import Request, gather
 from mmbench.report.html.page import make_sections, render_page
+from mmbench.report.tsne import Geometry, Panels
 
 pytestmark = pytest.mark.browser
 PATIENCE = 60.0
@@ -148,6 +152,21 @@ class Browser:
             os.close(end)
 
 
+def scattered(labels):
+    """Vectors in two dimensions of each system, at random."""
+    rng = np.random.default_rng(3)
+    owner = np.repeat(np.arange(3), 8)
+    return Panels(
+        labels=labels,
+        popularity=np.arange(40) * 3,
+        by_item=tuple(rng.normal(size=(40, 2)) for _ in labels),
+        users=np.array([4, 7, 9]),
+        owner=owner,
+        by_user=tuple(rng.normal(size=(len(owner), 2)) for _ in labels),
+        numbers=tuple(Geometry(label, 64, 0.5, 0.3, 0.2, 0.1, 80) for label in labels),
+    )
+
+
 @pytest.fixture(scope="module")
 def page(laboratory, tmp_path_factory):
     """The address of a page of five systems, one of them with a hostile label."""
@@ -159,7 +178,15 @@ def page(laboratory, tmp_path_factory):
         lab.run(label, quality=2.0 - 0.5 * place, system=str(place), folder=str(place))
         for place, label in enumerate(labels)
     ]
-    evidence = gather(Request(runs))
+    everyone = np.full(lab.n_users, lab.n_items)
+    cold = np.arange(lab.n_items) % 5 == 0
+    scopes = [
+        Scope("overall", "test", None, everyone),
+        Scope("warm", "test", ~cold, everyone),
+        Scope("cold", "test", cold, everyone, is_cold=True),
+    ]
+    table = compare_cold(runs, scopes, ["recall@10"], definition="items")
+    evidence = replace(gather(Request(runs)), cold=(table,), panels=scattered(labels))
     file = folder / "report.html"
     file.write_text(render_page(evidence, make_sections(evidence)), encoding="utf-8")
     return file.as_uri(), evidence
@@ -219,6 +246,38 @@ def test_sorts_by_every_column_and_back(browser, page):
         assert {state, browser.run(STATE % index)} == {"ascending", "descending"}
     others = [browser.run(STATE % index) for index in range(heads - 1)]
     assert set(others) == {"none"}
+
+
+# Every head of every table but the leaderboard, twice; the names of what is out of order.
+SORTS = """[...document.querySelectorAll("table.sortable:not(#leaderboard)")].flatMap((table) => {
+    const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
+    return heads.flatMap((head, index) => [1, 2].flatMap(() => {
+        head.querySelector("button").click();
+        const state = head.getAttribute("aria-sort");
+        const values = [...table.tBodies[0].rows].map((row) => row.cells[index].dataset.value);
+        const known = values.filter((value) => value !== "");
+        const numeric = head.classList.contains("number");
+        const sign = state === "ascending" ? 1 : -1;
+        const good = known.every((value, at) => value === values[at] && (at === 0 || sign *
+            (numeric ? value - known[at - 1] : value.localeCompare(known[at - 1])) >= 0));
+        return good ? [] : [`${table.id}: ${head.textContent}, ${state}`];
+    }));
+})"""
+
+
+def test_every_other_table_sorts_too(browser):
+    ids = browser.run('[...document.querySelectorAll("table.sortable")].map((t) => t.id)')
+    assert {"leaderboard", "cold-start-items", "vectors", "runs"} <= set(ids)
+    assert browser.run(SORTS) == []
+
+
+def test_no_id_is_there_twice_and_every_entry_of_the_menu_leads_somewhere(browser):
+    ids = browser.run('[...document.querySelectorAll("[id]")].map((e) => e.id)')
+    assert len(set(ids)) == len(ids)
+    asked = '[...document.querySelectorAll("nav a")].map((a) => a.getAttribute("href").slice(1))'
+    menu = browser.run(asked)
+    assert set(menu) <= set(ids)
+    assert {"cold-start-items-section", "vectors-section"} <= set(menu)
 
 
 def test_sorts_by_keyboard_and_says_so(browser):
