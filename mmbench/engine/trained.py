@@ -120,13 +120,13 @@ def _agreement(
         DataError: it is too small.
     """
     stored = run.lists("test")
-    depth = min(FIRST, stored.items.shape[1])
-    found = make_ranker(recipe, inputs, inputs.test, compute).rank(model, depth)
+    # As deep as stored: which of many equal scores come first depends on the depth.
+    found = make_ranker(recipe, inputs, inputs.test, compute).rank(model, stored.items.shape[1])
     same = 0.0
     if np.array_equal(found.users, stored.users):
-        first = stored.items[:, :depth]
+        again, first = found.items[:, :FIRST], stored.items[:, :FIRST]
         # As sets: two items of almost equal score may change places.
-        hit = (found.items[:, :, None] == first[:, None, :]).any(axis=2)
+        hit = (again[:, :, None] == first[:, None, :]).any(axis=2)
         same = float(hit.mean())
     if same < SAME_LISTS:
         raise DataError(
