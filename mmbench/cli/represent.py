@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,18 +118,19 @@ def represent(
     for run in opened:
         check_folder(target / run.path.name, force=force)
     vectors, owned = [], None
-    for run, label in zip(opened, _labels(opened), strict=True):
-        trained = load_trained(run, data_dir, compute)
-        found = representations(trained)
-        folder = write_representations(target / run.path.name, found, trained)
-        console.note(
-            f"{label}: {_size(found)} in {folder}; the loaded model ranks "
-            f"{trained.agreement:.1%} of the first items as the run did"
-        )
-        popularity = trained.inputs.popularity
-        vectors.append(picture.Vectors(label, found.items, popularity))
-        offsets, belong = found.owned.offsets, found.owned.items
-        owned = picture.owned_matrix(offsets, belong, len(popularity))
+    with _all_or_none(target, [target / run.path.name for run in opened]):
+        for run, label in zip(opened, _labels(opened), strict=True):
+            trained = load_trained(run, data_dir, compute)
+            found = representations(trained)
+            folder = write_representations(target / run.path.name, found, trained)
+            console.note(
+                f"{label}: {_size(found)} in {folder}; the loaded model ranks "
+                f"{trained.agreement:.1%} of the first items as the run did"
+            )
+            popularity = trained.inputs.popularity
+            vectors.append(picture.Vectors(label, found.items, popularity))
+            offsets, belong = found.owned.offsets, found.owned.items
+            owned = picture.owned_matrix(offsets, belong, len(popularity))
     assert owned is not None
     numbers = [picture.geometry(each, owned, seed=seed) for each in vectors]
     if tsne:
@@ -135,6 +138,19 @@ def represent(
         for file in draw_pictures(vectors, sample, target, perplexity=perplexity, seed=seed):
             console.note(f"drawn: {file}")
     _print(numbers, output)
+
+
+@contextmanager
+def _all_or_none(target: Path, folders: Sequence[Path]) -> Iterator[None]:
+    """Take the folders that are new away again where a later run fails."""
+    new = [folder for folder in folders if not folder.exists()]
+    is_new = not target.exists()
+    try:
+        yield
+    except BaseException:
+        for folder in [target] if is_new else new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

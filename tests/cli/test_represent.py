@@ -70,6 +70,19 @@ def test_an_earlier_export_is_kept_unless_forced(runs, tiny_data, tmp_path, mmbe
     assert all((folder / "mine.txt").exists() for folder in (tmp_path / "out").iterdir())
 
 
+def test_a_later_run_that_fails_leaves_no_export(runs, tiny_data, tmp_path, mmbench):
+    last = sorted(runs.iterdir())[-1]
+    (last / "weights.safetensors").write_bytes(b"noise")
+    done = mmbench("represent", runs, "--data-dir", tiny_data, "--to", "out")
+    assert done.status == 2
+    assert "weights.safetensors cannot be read" in done.err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("", encoding="utf-8")
+    assert mmbench("represent", runs, "--data-dir", tiny_data, "--to", "out").status == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
 def test_bad_input_is_one_message(runs, tiny_data, tmp_path, mmbench):
     def refused(*arguments, data=tiny_data):
         done = mmbench("represent", *arguments, "--data-dir", data)
