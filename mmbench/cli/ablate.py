@@ -13,8 +13,10 @@ from mmbench import console
 from mmbench.cli import options, reporting
 
 if TYPE_CHECKING:
+    from mmbench.runs import Run
     from mmbench.studies.ablation import Asked
     from mmbench.studies.findings import Finding
+    from mmbench.studies.training import Trained
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MODALITIES = "MODALITY"
@@ -99,6 +101,11 @@ def _condition(name: str, text: str) -> Callable[[Command], Command]:
     metavar="K",
     help="What the printed table of --stages holds; repeatable.",
 )
+@click.option(
+    "--between",
+    is_flag=True,
+    help="Also each model against the first one under the same condition, ladder rung by rung.",
+)
 @click.option("--sparsity", is_flag=True, help="Gains by user activity and item popularity.")
 @reporting.study_options
 @options.tuning_options
@@ -117,6 +124,7 @@ def ablate(
     stages: bool,
     depth: int | None,
     cutoffs: tuple[int, ...],
+    between: bool,
     sparsity: bool,
     page: Path | None,
     folder: Path | None,
@@ -150,6 +158,8 @@ def ablate(
       mmbench ablate --drop visual
       mmbench ablate tiktok/vbpr tiktok/mgcn --keep each --id-only --seeds 0,1,2
       mmbench ablate --ladder missing:visual --shares 0.5,1 --out ladder
+      mmbench ablate adaptive-modalities/demo-static demo/gated-ensemble --between
+        --ladder noise
       mmbench ablate demo/mgcn --drop each --integration fusion,ensemble
       mmbench ablate --sizes 16,32,64
       mmbench ablate --drop each --stages --sparsity --html ablation.html
@@ -162,11 +172,15 @@ def ablate(
     ):
         if given and not there:
             raise click.UsageError(f"{option} belongs to {owner}")
+    if between and len(set(recipes)) < 2:
+        raise click.UsageError("--between compares models; name two or more MODEL|RECIPE")
     if cutoffs and max(cutoffs) > (depth or 1000):
         raise click.UsageError(f"--cutoff {max(cutoffs)} needs --depth {max(cutoffs)} or more")
     from mmbench.cli.training import display, ensure_demo, workplace
     from mmbench.cli.tuning import asked_tuning, check_free, tell_searches, tuned
     from mmbench.recipe import load_recipe
+    from mmbench.report.learned import LearnedTable, learned
+    from mmbench.report.systems import group_runs
     from mmbench.studies.ablation import FORM, SIZE, Asked, design
     from mmbench.studies.findings import STAGE_DEPTH, findings
     from mmbench.studies.questions import questions
@@ -207,12 +221,19 @@ def ablate(
     else:
         with display() as events:
             trained = train_recipes(plan.recipes, place, events)
-    found = findings(questions(plan, trained), stages=stages, sparsity=sparsity, cutoffs=cutoffs)
+    asked_of = questions(plan, trained, between=between)
+    found = findings(asked_of, stages=stages, sparsity=sparsity, cutoffs=cutoffs)
     if place.compute.ranks.is_first:
         sections = [finding.section for finding in found]
         runs = [run for result in trained for run in result.chosen.runs]
         reporting.write_study("Ablation", sections, runs, page, folder)
     show(found, output)
+    if output == "table" and (rows := learned(group_runs(_each_once(trained)))):
+        console.result(LearnedTable(tuple(rows)))
+
+
+def _each_once(trained: Sequence[Trained]) -> list[Run]:
+    return list({run.path: run for result in trained for run in result.chosen.runs}.values())
 
 
 def _rungs(ladder: str, shares: Sequence[float] | None) -> list[Asked]:

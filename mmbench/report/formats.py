@@ -22,6 +22,7 @@ from mmbench.report.beside import PublishedBeside
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
 from mmbench.report.comparison import Cell, Comparison
 from mmbench.report.cost import Cost
+from mmbench.report.learned import learned
 from mmbench.report.numbers import fixed, mean_decimals, p_value, percent
 
 JSON_SCHEMA = 1
@@ -70,6 +71,7 @@ def as_dict(
                 "system": system.hash,
                 "seeds": list(system.seeds),
                 "runs": [str(run.path) for run in system.runs],
+                **({"learned": own[0].values} if (own := learned([system])) else {}),
             }
             for system in c.systems
         ],

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from mmbench.errors import UnknownNameError
 from mmbench.report import cost as costing
+from mmbench.report import learned as learning
 from mmbench.report.beside import PublishedBeside, terminal
 from mmbench.report.blocks import Block, tables
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
@@ -106,6 +107,8 @@ class Leaderboard:
         yield Text("")
         for line in caption(c):
             yield Text(line, style="dim")
+        if self.details:
+            yield from learning.shown(learning.learned(c.systems), width)
         if self.cost:
             for table in tables(labels, [costing.block(self.cost)], width):
                 yield Text("")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -76,8 +76,9 @@ def findings(
         taken[name] += 1
         if taken[name] > 1:  # the same question under another split or protocol
             name += f"-{taken[name]}"
-        found.append(_ladder(question, name) if question.name == "ladder" else _of(question, name))
-        if question.name == "ladder":
+        in_ladder = question.name in ("ladder", "between-ladder")
+        found.append(_ladder(question, name) if in_ladder else _of(question, name))
+        if in_ladder:
             continue
         if stages:
             found += [
@@ -205,6 +206,8 @@ def _of(question: Question, name: str) -> Finding:
 def _ladder(question: Question, name: str) -> Finding:
     c = question.compare()
     places = {each.system: _rung(each) for each in question.members}
+    if question.name == "between-ladder":
+        places |= _first_rungs(question.members, places)
     table = GainTable(
         heading=f"{question.title}: difference from {question.references.named}",
         series="Spoilt",
@@ -225,6 +228,22 @@ def _rung(each: Answered) -> Place:
     base = label.removesuffix(condition.name)
     series = f"{base}{'+'.join(condition.modalities)} {SPOILT[condition.kind]}"
     return Place(series, f"{condition.share:.0%}", condition.share)
+
+
+def _first_rungs(members: Sequence[Answered], places: Mapping[str, Place]) -> dict[str, Place]:
+    """Of full models that are spoilt in one way alone, the place at the foot of that ladder."""
+    found = {}
+    for each in members:
+        own = each.variant.model, each.variant.form, each.variant.size
+        lines = {
+            places[m.system].series
+            for m in members
+            if m.variant.condition.in_ladder
+            and (m.variant.model, m.variant.form, m.variant.size) == own
+        }
+        if each.variant.condition.kind == "full" and len(lines) == 1:
+            found[each.system] = Place(lines.pop(), "0%", 0.0)
+    return found
 
 
 def _deepest_of_each(metrics: Sequence[str]) -> list[Metric]:

@@ -13,15 +13,17 @@ from typing import Any, Literal
 from mmbench.report.breakdown import CUTOFFS, By
 from mmbench.report.comparison import Comparison, References, compare
 from mmbench.runs import Run
-from mmbench.studies.ablation import FORM, SIZE, Design, Variant
+from mmbench.studies.ablation import FORM, SIZE, Condition, Design, Variant
 from mmbench.studies.training import Trained
 
-Name = Literal["conditions", "ladder", "integration", "size"]
+Name = Literal["conditions", "ladder", "integration", "size", "between", "between-ladder"]
 TITLES: dict[Name, str] = {
     "conditions": "What each condition costs",
     "ladder": "Corruption ladder",
     "integration": "Forms of integration",
     "size": "Model size against quality",
+    "between": "Models under equal conditions",
+    "between-ladder": "Models on the same corruption ladder",
 }
 
 
@@ -83,12 +85,13 @@ class Question:
         )
 
 
-def questions(plan: Design, trained: Sequence[Trained]) -> list[Question]:
+def questions(plan: Design, trained: Sequence[Trained], *, between: bool = False) -> list[Question]:
     """The questions that a design answers, dataset by dataset.
 
     Args:
         plan: the design.
         trained: the runs of its recipes, in their order; of a search the chosen trial counts.
+        between: also compare each model with the first one under the same condition.
     """
     answered = [
         Answered(variant, tuple(trained[place].chosen.runs))
@@ -99,10 +102,10 @@ def questions(plan: Design, trained: Sequence[Trained]) -> list[Question]:
         facts = each.runs[0].manifest
         key = repr((facts["dataset"], facts["split"], facts["protocol"]))
         groups.setdefault(key, []).append(each)
-    return [question for group in groups.values() for question in _of_one_dataset(group)]
+    return [question for group in groups.values() for question in _of_one_dataset(group, between)]
 
 
-def _of_one_dataset(every: Sequence[Answered]) -> list[Question]:
+def _of_one_dataset(every: Sequence[Answered], between: bool) -> list[Question]:
     full = [each for each in every if each.variant.condition.kind == "full"]
     by_shape = {_shape(each.variant): each for each in full}
     one = f"the full {full[0].variant.label}" if len(full) == 1 else "the same model in full"
@@ -122,6 +125,21 @@ def _of_one_dataset(every: Sequence[Answered]) -> list[Question]:
         ]
         of = {each.system: by_shape[_shape(each.variant)].system for each in members}
         ask(name, members, of, one)  # type: ignore[arg-type]
+        if between and any(each.variant.condition.in_ladder == in_ladder for each in members):
+            first = full[0].variant
+            anchors = {
+                _cell(each.variant): each.system
+                for each in members
+                if each.variant.model == first.model
+            }
+            of = {
+                each.system: anchors[_cell(each.variant)]
+                for each in members
+                if _cell(each.variant) in anchors
+            }
+            name = "between-ladder" if in_ladder else "between"
+            if not in_ladder or len(members) > len(full):
+                ask(name, members, of, f"{first.label} under the same condition")  # type: ignore[arg-type]
 
     def first_of(key: Callable[[Variant], Any]) -> dict[str, str]:
         first: dict[Any, str] = {}
@@ -136,6 +154,10 @@ def _of_one_dataset(every: Sequence[Answered]) -> list[Question]:
         named = f"the same model with {SIZE}={sizes[0]}"
         ask("size", full, first_of(lambda v: (v.model, v.form)), named)
     return found
+
+
+def _cell(variant: Variant) -> tuple[str | None, int | None, Condition]:
+    return variant.form, variant.size, variant.condition
 
 
 def _shape(variant: Variant) -> tuple[int, str | None, int | None]:
