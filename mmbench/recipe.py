@@ -348,7 +348,8 @@ class _Shape(Section):
     seeds: tuple[Seed, ...] = (0,)
     """One run each; tables average over them."""
     grid: dict[str, list[Any]] = {}
-    """Values to try by key, in all combinations; the best mean over seeds on validation wins."""
+    """Values to try by key, in all combinations; the best mean over seeds on validation wins. Keys
+    joined by commas are set together, each value a list: `features, encoders`."""
     search: dict[str, Dimension] = {}
     """What `--tune` may try, by key; without it the settings above are trained."""
 
@@ -434,8 +435,7 @@ class RunRecipe:
         self.settings, self.seed, self.trial = settings, seed, dict(trial)
         self.label = shape.label or self.model
         if trial:
-            parts = (f"{key.rpartition('.')[2]}={_short(value)}" for key, value in trial.items())
-            self.label += f" ({', '.join(parts)})"
+            self.label += f" ({', '.join(itertools.starmap(_told, trial.items()))})"
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved recipe as plain values, every default written out."""
@@ -493,11 +493,25 @@ def _of_seed(training: Training, seed: int) -> Training:
     return training.model_copy(update={"start_from": of_seed})
 
 
+def _told(key: str, value: Any) -> str:
+    """A point on one axis of a grid, in a label."""
+    short = _short(value)
+    return short if len(keys_of(key)) > 1 else f"{key.rpartition('.')[2]}={short}"
+
+
 def _short(value: Any) -> str:
     """A value of a grid in a label; of a whole section its values, each once."""
     if isinstance(value, Mapping):
-        return "+".join(dict.fromkeys(map(_short, value.values())))
+        values = [value["name"]] if "name" in value else list(value.values())
+        return _short(values)
+    if isinstance(value, (list, tuple)):
+        return "+".join(dict.fromkeys(_short(one) for one in value if one not in ({}, None)))
     return str(value)
+
+
+def keys_of(axis: str) -> list[str]:
+    """The keys that one axis of a grid sets; `features, encoders` sets two together."""
+    return [key.strip() for key in axis.split(",")]
 
 
 SEARCHABLE = ("model", "features", "encoders", "corruptions", "training")
@@ -524,15 +538,30 @@ class Recipe:
                 raise ConfigError(f"{self.source}: grid.{key} lists no value")
             if any(value in values[:place] for place, value in enumerate(values)):
                 raise ConfigError(f"{self.source}: grid.{key} lists a value twice")
-            self._check_searchable("grid", key)
+            self._check_axis(key, values)
         for point in itertools.product(*grid.values()):
             trial = dict(zip(grid, point, strict=True))
             yield (*self._at(trial), trial)
 
+    def _check_axis(self, axis: str, values: Sequence[Any]) -> None:
+        keys = keys_of(axis)
+        for key in keys:
+            self._check_searchable("grid", key)
+        if len(keys) == 1:
+            return
+        for value in values:
+            if not isinstance(value, list) or len(value) != len(keys):
+                raise ConfigError(
+                    f"{self.source}: grid.{axis} sets {len(keys)} keys together, so each of its "
+                    f"values is a list of {len(keys)}, not {value!r}"
+                )
+
     def _at(self, point: Mapping[str, Any]) -> tuple[_Shape, ModelConfig]:
         raw = {key: value for key, value in self.raw.items() if key not in ("grid", "search")}
-        for key, value in point.items():
-            raw = set_key(raw, key, value)
+        for axis, value in point.items():
+            keys = keys_of(axis)
+            for key, one in zip(keys, [value] if len(keys) == 1 else value, strict=True):
+                raw = set_key(raw, key, one)
         return _check(raw, f"{self.source} at {dict(point)}" if point else self.source)
 
     def _check_searchable(self, section: str, key: str) -> None:

@@ -88,6 +88,11 @@ def test_presets_fill_the_protocol_and_single_fields_can_be_changed() -> None:
             r"training\.select_by recall@20 needs lists of 20 items, but evaluation\.depth is 10",
         ),
         ({"grid": {"model.embeding_size": [1]}}, r'model\.embeding_size .* "embedding_size"'),
+        ({"grid": {"features, seeds": [[{}, [1]]]}}, r"grid\.seeds cannot be searched"),
+        (
+            {"grid": {"features, training.epochs": [[{}, 3], [{}]]}},
+            r"sets 2 keys together, so each of its values is a list of 2, not \[\{\}\]",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_path_and_nearest_key(changes: Any, message: str) -> None:
@@ -117,6 +122,25 @@ def test_a_grid_expands_to_trials_times_seeds() -> None:
     assert runs[0].trial == {"model.embedding_size": 8, "training.learning_rate": 0.1}
     assert len({system_hash(run.identity()) for run in runs}) == 6
     assert runs[0].label == "vbpr (embedding_size=8, learning_rate=0.1)"
+
+
+def test_an_axis_of_a_grid_sets_several_keys_together() -> None:
+    stored, learnt = {"visual": "clip"}, {"visual": {"name": "clip-vit-b16", "tune": "full"}}
+    together = "features, encoders, training.encoder"
+    grid = {
+        "model.name": ["vbpr", "lattice"],
+        together: [[stored, {}, None], [{}, learnt, "end_to_end"]],
+    }
+    runs = recipe(grid=grid).expand()
+    assert [run.label for run in runs] == [
+        "vbpr (name=vbpr, clip)",
+        "vbpr (name=vbpr, clip-vit-b16+end_to_end)",
+        "lattice (name=lattice, clip)",
+        "lattice (name=lattice, clip-vit-b16+end_to_end)",
+    ]
+    assert [bool(run.features) for run in runs] == [True, False] * 2
+    assert [bool(run.encoders) for run in runs] == [False, True] * 2
+    assert [run.training.encoder is None for run in runs] == [True, False] * 2
 
 
 def test_the_identity_ignores_seed_and_label_and_for_closed_forms_the_training() -> None:
