@@ -129,6 +129,7 @@ REGRESSION = 1
     is_flag=True,
     help="Of --html and --out: load the weights, and draw item vectors in two dimensions.",
 )
+@laying_out.alignment_option
 @laying_out.layout_option
 @reporting.report_options
 @options.format_option
@@ -154,6 +155,7 @@ def compare(
     level: str,
     over_datasets: bool,
     tsne: bool,
+    alignment: bool,
     layout: str | None,
     page: Path | None,
     folder: Path | None,
@@ -172,7 +174,7 @@ def compare(
     Examples:
       mmbench compare runs/*
       mmbench compare runs/* --baseline vbpr --metric ndcg@20 --format latex
-      mmbench compare runs/* --cost --published
+      mmbench compare runs/* --cost --published --alignment
       mmbench compare runs/* --by item-popularity --metric recall@20
       mmbench compare runs/* --by modality-presence --baseline lightgcn
       mmbench compare runs/* --baseline vbpr --html report.html --out report --tsne
@@ -189,7 +191,8 @@ def compare(
         raise click.UsageError("--cutoff belongs to --by k")
     if margin and not fail_on_regression:
         raise click.UsageError("--margin belongs to --fail-on-regression")
-    if over_datasets and (against or by or details or cost or published or fail_on_regression):
+    further = details or cost or published or alignment or fail_on_regression
+    if over_datasets and (against or by or further):
         raise click.UsageError(
             "--over-datasets goes with --baseline, --metric, --part and --format alone"
         )
@@ -215,6 +218,7 @@ def compare(
         )
     # Imported here because scipy takes a second to load and --help must not wait.
     from mmbench.report import comparison as comparing
+    from mmbench.report.aligning import alignment_beside
     from mmbench.report.beside import published_beside
     from mmbench.report.breakdown import CUTOFFS, OF_PRESENCE
     from mmbench.report.cost import costs
@@ -231,6 +235,7 @@ def compare(
             output,
             data_dir,
             published=published,
+            alignment=alignment,
             metrics=metrics,
             baseline=baseline,
             part=part,
@@ -298,10 +303,13 @@ def compare(
             panels = lay_out([*ours, *theirs], data_dir, devices.choose("auto"))
         reporting.write(request, compared, page, folder, panels=panels)
     papers = published_beside(compared) if published else None
+    aligned = alignment_beside(compared.systems, data_dir) if alignment else None
     if output == "table":
-        console.result(leaderboard(compared, details=details, cost=spent, published=papers))
+        console.result(
+            leaderboard(compared, details=details, cost=spent, published=papers, aligned=aligned)
+        )
     else:
-        console.text(render(compared, output, cost=spent, published=papers))
+        console.text(render(compared, output, cost=spent, published=papers, aligned=aligned))
     for regression in worse:
         console.error(f"regression: {regression}")
     if worse:

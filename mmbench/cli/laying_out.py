@@ -25,6 +25,14 @@ layout_option = click.option(
     "against each alone (Table 5). --baseline names another reference row, for example PT.",
 )
 
+alignment_option = click.option(
+    "--alignment",
+    is_flag=True,
+    help="Print how well the vectors of an item's picture and text agree in each system: "
+    "retrieval, cosines, modality gap, uniformity. Stored sets are read from --data-dir; of "
+    "encoders that learnt the runs tell.",
+)
+
 
 def check(layout: str | None, others: Mapping[str, Any]) -> None:
     """Refuse options that a layout cannot follow."""
@@ -42,14 +50,18 @@ def print_layout(
     data_dir: Path,
     *,
     published: bool,
+    alignment: bool,
     **how: Any,
 ) -> None:
     """Lay runs out and print them."""
+    from mmbench.report.aligning import alignment_beside
     from mmbench.report.layout_text import Shown, render_layout
     from mmbench.report.layouts import lay_out
 
     laid = lay_out(runs, layout, data_dir=data_dir, **how)
-    shown = Shown(laid, published)
+    sheets = laid.sheets if alignment else ()
+    aligned = tuple(alignment_beside(sheet.comparison.systems, data_dir) for sheet in sheets)
+    shown = Shown(laid, published, aligned)
     if output == "table":
         console.result(shown)
     else:

@@ -16,8 +16,10 @@ from typing import Any
 
 from tabulate import tabulate
 
+from mmbench.report import aligning
 from mmbench.report import beside as putting
 from mmbench.report import cost as costing
+from mmbench.report.aligning import AlignmentBeside
 from mmbench.report.beside import PublishedBeside
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
 from mmbench.report.comparison import Cell, Comparison
@@ -35,18 +37,24 @@ MARKUP = {
 
 
 def as_json(
-    comparison: Comparison, cost: Sequence[Cost] = (), published: PublishedBeside | None = None
+    comparison: Comparison,
+    cost: Sequence[Cost] = (),
+    published: PublishedBeside | None = None,
+    aligned: AlignmentBeside | None = None,
 ) -> str:
     """Every field as JSON; see `as_dict`."""
-    return json.dumps(as_dict(comparison, cost, published), indent=2, allow_nan=False)
+    return json.dumps(as_dict(comparison, cost, published, aligned), indent=2, allow_nan=False)
 
 
 def as_dict(
-    comparison: Comparison, cost: Sequence[Cost] = (), published: PublishedBeside | None = None
+    comparison: Comparison,
+    cost: Sequence[Cost] = (),
+    published: PublishedBeside | None = None,
+    aligned: AlignmentBeside | None = None,
 ) -> dict[str, Any]:
     """A comparison as plain values, ready for JSON; what is not finite becomes None.
 
-    `cost` and `published` are keys only where they are given.
+    `cost`, `published` and `alignment` are keys only where they are given.
     """
     c = comparison
     return {
@@ -78,7 +86,14 @@ def as_dict(
         "cells": _records(c),
         **({"cost": costing.records(cost)} if cost else {}),
         **({"published": _published(published)} if published else {}),
+        **({"alignment": alignment_dict(aligned)} if aligned else {}),
     }
+
+
+def alignment_dict(aligned: AlignmentBeside) -> dict[str, Any]:
+    """What was measured of alignment, and of whom nothing was, as plain values."""
+    lacking = [{"label": label, "reason": reason} for label, reason in aligned.lacking]
+    return {"rows": aligning.records(aligned), "lacking": lacking}
 
 
 def _published(published: PublishedBeside) -> dict[str, Any]:
@@ -133,7 +148,10 @@ def _finite(value: Any) -> Any:
 
 
 def as_csv(
-    c: Comparison, cost: Sequence[Cost] = (), published: PublishedBeside | None = None
+    c: Comparison,
+    cost: Sequence[Cost] = (),
+    published: PublishedBeside | None = None,
+    aligned: AlignmentBeside | None = None,
 ) -> str:
     """One line per system and column with every field; undefined ones are empty.
 
@@ -142,7 +160,8 @@ def as_csv(
     records = _records(c)
     costs = {record["label"]: record for record in costing.records(cost)}
     names = costing.FIELDS if cost else ()
-    fields = [*records[0], *names, *(putting.FIELDS if published else ())]
+    measures = aligning.FIELDS if aligned else ()
+    fields = [*records[0], *names, *measures, *(putting.FIELDS if published else ())]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=fields, lineterminator="\n")
     writer.writeheader()
@@ -151,6 +170,8 @@ def as_csv(
         further = {name: costs[record["label"]][name] for name in names}
         if further:
             further["devices"] = "; ".join(further["devices"])
+        if aligned:
+            further |= aligning.csv_fields(aligned, record["label"])
         writer.writerow({**record, "seed_means": means, **further})
     if published:
         writer.writerows(putting.csv_records(published))
@@ -162,10 +183,11 @@ def as_markup(
     form: str,
     cost: Sequence[Cost] = (),
     published: PublishedBeside | None = None,
+    aligned: AlignmentBeside | None = None,
 ) -> str:
     """A table for "github" or "latex" (booktabs), rounded, with its caption.
 
-    Costs and published numbers stand in tables of their own.
+    Costs, alignment and published numbers stand in tables of their own.
     """
     systems, heads = tested_systems(c), ["System"]
     labels = [
@@ -189,6 +211,8 @@ def as_markup(
         costly = [[name, *costing.cells(each)] for name, each in zip(labels, cost, strict=True)]
         heads = ["System", *costing.LONG_HEADS]
         text += "\n\n" + _titled("Cost", heads, costly, costing.notes(cost), form)
+    if aligned:
+        text += "\n\n" + alignment_markup(aligned, form)
     for section in putting.sections(published) if published else ():
         heads, lines = putting.markup_rows(section)
         lines = [
@@ -201,6 +225,15 @@ def as_markup(
     for mark, markup in MARKUP[form].items():
         text = text.replace(mark, markup)
     return text
+
+
+def alignment_markup(aligned: AlignmentBeside, form: str) -> str:
+    """The table of alignment for "github" or "latex", or only why there is none."""
+    heads, rows = aligning.markup_rows(aligned)
+    said = aligning.notes(aligned)
+    if rows:
+        return _titled(aligning.TITLE, heads, rows, said, form)
+    return "\n".join(f"- {line}" if form == "github" else f"% {line}" for line in said)
 
 
 def _titled(

@@ -20,9 +20,12 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from mmbench.errors import UnknownNameError
+from mmbench.report import aligning
+from mmbench.report.aligning import AlignmentBeside
 from mmbench.report.blocks import Block, tables
 from mmbench.report.captions import CORRECTION_NAMES, SIGNIFICANT, TEST_NAMES, title
 from mmbench.report.comparison import Cell
+from mmbench.report.formats import MARKUP, alignment_dict, alignment_markup
 from mmbench.report.layouts import LAYOUTS, Layout, Row, Sheet
 from mmbench.report.numbers import MISSING, fixed, mean_decimals
 from mmbench.report.paradigms import name_of
@@ -38,10 +41,16 @@ FORMS = ("table", "github", "latex", "csv", "json")
 
 @dataclass(frozen=True)
 class Shown:
-    """A layout and, where they are asked for, the paper's own numbers beside it."""
+    """A layout and, where they are asked for, what stands beside it.
+
+    Attributes:
+        with_published: whether the paper's own numbers do.
+        aligned: of each sheet, how well its systems' vectors agree; empty if it is not asked for.
+    """
 
     layout: Layout
     with_published: bool = False
+    aligned: tuple[AlignmentBeside, ...] = ()
 
     @cached_property
     def published(self) -> Mapping[tuple[int, int, int], Beside]:
@@ -93,6 +102,8 @@ class Shown:
             for table in tables(labels, blocks, options.max_width, head="Method", ends=ends):
                 yield Text("")
                 yield table
+            if self.aligned:
+                yield from aligning.terminal(self.aligned[s], options.max_width)
         yield Text("")
         for line in self.notes():
             yield Text(line, style="dim")
@@ -224,10 +235,13 @@ def render_layout(shown: Shown, form: str) -> str:
             means = " ".join("" if mean is None else repr(mean) for mean in row["seed_means"])
             writer.writerow({**row, "seed_means": means})
         return text.getvalue()
-    if form == "github":
-        return _github(shown)
-    if form == "latex":
-        return _latex(shown)
+    if form in MARKUP:
+        laid = _github(shown) if form == "github" else _latex(shown)
+        further = [
+            f"{_dataset(sheet, form)}\n{alignment_markup(aligned, form)}"
+            for sheet, aligned in zip(shown.layout.sheets, shown.aligned, strict=False)
+        ]
+        return "\n\n".join([laid, *further])
     raise UnknownNameError("format", form, FORMS)
 
 
@@ -247,12 +261,13 @@ def as_dict(shown: Shown) -> dict[str, Any]:
                 "split": sheet.comparison.split,
                 "n_users": sheet.comparison.n_users,
                 "families": [asdict(family) for family in sheet.comparison.families],
+                **({"alignment": alignment_dict(shown.aligned[s])} if shown.aligned else {}),
                 "runs": {
                     system.label: [str(run.path) for run in system.runs]
                     for system in sheet.comparison.systems
                 },
             }
-            for sheet in layout.sheets
+            for s, sheet in enumerate(layout.sheets)
         ],
         "cells": records(shown),
     }
@@ -275,7 +290,7 @@ def records(shown: Shown) -> list[dict[str, Any]]:
                 if cell is None:
                     continue
                 one = shown.published.get((s, r, c))
-                record = {
+                record: dict[str, Any] = {
                     "dataset": sheet.comparison.dataset,
                     "label": row.label,
                     "model": row.model,
@@ -300,8 +315,15 @@ def records(shown: Shown) -> list[dict[str, Any]]:
                         else {}
                     ),
                 }
+                if shown.aligned:
+                    record |= aligning.csv_fields(shown.aligned[s], row.label)
                 found.append({name: _finite(value) for name, value in record.items()})
     return found
+
+
+def _dataset(sheet: Sheet, form: str) -> str:
+    name = sheet.comparison.dataset
+    return f"{name}:" if form == "github" else f"% {name}"
 
 
 def _finite(value: Any) -> Any:

@@ -14,8 +14,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from mmbench.errors import UnknownNameError
+from mmbench.report import aligning
 from mmbench.report import cost as costing
 from mmbench.report import learned as learning
+from mmbench.report.aligning import AlignmentBeside
 from mmbench.report.beside import PublishedBeside, terminal
 from mmbench.report.blocks import Block, tables
 from mmbench.report.captions import SIGNIFICANT, SPREAD, caption, p_head, tested_systems, title
@@ -33,6 +35,7 @@ def leaderboard(
     details: bool = False,
     cost: Sequence[Cost] = (),
     published: PublishedBeside | None = None,
+    aligned: AlignmentBeside | None = None,
 ) -> Leaderboard:
     """A comparison as a rich renderable.
 
@@ -41,8 +44,9 @@ def leaderboard(
         details: one block per metric, with every figure, instead of the short table.
         cost: what each system cost, for a table of its own below.
         published: published numbers, for tables of their own below.
+        aligned: how well vectors agree, for a table of its own below.
     """
-    return Leaderboard(comparison, details, tuple(cost), published)
+    return Leaderboard(comparison, details, tuple(cost), published, aligned)
 
 
 def render(
@@ -52,6 +56,7 @@ def render(
     details: bool = False,
     cost: Sequence[Cost] = (),
     published: PublishedBeside | None = None,
+    aligned: AlignmentBeside | None = None,
 ) -> str:
     """A comparison as text.
 
@@ -61,19 +66,24 @@ def render(
         details: for "table": every figure. CSV and JSON always hold all.
         cost: what each system cost; further columns of CSV, a list of its own in JSON.
         published: published numbers; further lines of CSV, a list of its own in JSON.
+        aligned: how well vectors agree; further columns of CSV, a list of its own in JSON.
 
     Raises:
         UnknownNameError: there is no such format.
     """
     if form in MARKUP:
-        return as_markup(comparison, form, cost, published)
+        return as_markup(comparison, form, cost, published, aligned)
     if form in _DATA:
-        return _DATA[form](comparison, cost, published)
+        return _DATA[form](comparison, cost, published, aligned)
     if form != "table":
         raise UnknownNameError("format", form, ["table", *MARKUP, *_DATA])
     console = Console(width=PLAIN_WIDTH, file=io.StringIO(), color_system=None)
     with console.capture() as captured:
-        console.print(leaderboard(comparison, details=details, cost=cost, published=published))
+        console.print(
+            leaderboard(
+                comparison, details=details, cost=cost, published=published, aligned=aligned
+            )
+        )
     return captured.get()
 
 
@@ -88,6 +98,7 @@ class Leaderboard:
     details: bool = False
     cost: tuple[Cost, ...] = ()
     published: PublishedBeside | None = None
+    aligned: AlignmentBeside | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The title, the tables, and what they say about themselves."""
@@ -116,6 +127,8 @@ class Leaderboard:
             yield Text("")
             for line in costing.notes(self.cost):
                 yield Text(line, style="dim")
+        if self.aligned:
+            yield from aligning.terminal(self.aligned, width)
         if self.published:
             yield from terminal(self.published, width)
 

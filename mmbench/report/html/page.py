@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from mmbench.report.captions import title
 from mmbench.report.html import drawing
+from mmbench.report.html.aligned import alignment
 from mmbench.report.html.breakdowns import gain_over_k, sparsity
 from mmbench.report.html.cold_start import cold_starts
 from mmbench.report.html.content import Figure, Section
@@ -33,6 +34,7 @@ SECTIONS: tuple[MakeSection, ...] = (
     cold_starts,
     convergence,
     spending,
+    alignment,
     vectors,
     published,
     dataset_card,
