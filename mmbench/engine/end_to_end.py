@@ -175,9 +175,11 @@ class EndToEnd:
             return
         if self.mode in ("batch", "stale"):
             distinct = torch.unique(self.model.batch_items(part).cpu())  # the one wait of a step
+            chosen = [distinct[present[distinct]] for present in self._present]
             self._encoded = [
-                self._encode(place, distinct[present[distinct]].to(self.compute.device))
-                for place, present in zip(self.places, self._present, strict=True)
+                self._encode(place, items.to(self.compute.device))
+                for place, items in zip(self.places, chosen, strict=True)
+                if len(items)
             ]
         for found in self._encoded:
             found.place.tables.give(found.place.modality, found.items, found.rows)
@@ -239,7 +241,7 @@ class EndToEnd:
     def _encode(self, place: Place, items: Tensor) -> _Encoded:
         """The rows of some items; of more than are encoded at once without their graph."""
         self.n_encoded += len(items)
-        size = self.at_once or max(1, len(items))
+        size = self.at_once or len(items)
         if self.mode != "full" and len(items) <= size:
             with self._autocast():
                 return _Encoded(place, items, place.encoder.vectors(items), size, [])

@@ -69,6 +69,7 @@ class BM3(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "batch"
     config: BM3Config
 
     def __init__(self, config: BM3Config, train: Interactions, given: list[ItemFeatures]) -> None:
@@ -100,6 +101,10 @@ class BM3(Recommender):
     def item_vectors(self) -> Tensor:
         """f(i) of all items, [I, D]."""
         return self.vectors()[1]
+
+    def batch_items(self, batch: Batch) -> Tensor:
+        """The positives: negatives are not used."""
+        return batch.positives
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 7 for B pairs of user and item, scalars; negatives are not used."""

@@ -76,6 +76,7 @@ class FREEDOM(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "batch"
     config: FREEDOMConfig
     edges: Tensor  # users and items, int64 [2, E]
     edge_weights: Tensor  # 1 / sqrt(d_u d_i), [E]

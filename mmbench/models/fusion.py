@@ -131,8 +131,6 @@ class FeatureTables(nn.Module):
             items: int64 [N]; None for all.
             rows: as the encoder makes them, [N, d_m] or [I, d_m].
         """
-        if items is not None and not len(items):
-            return
         self._live[modality] = _Live(items, rows if self._prepare is None else self._prepare(rows))
 
     def withdraw(self) -> None:

@@ -101,6 +101,7 @@ class LGMRec(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: LGMRecConfig
 
     def __init__(

@@ -120,6 +120,7 @@ class MCLN(Recommender):
 
     integration = "ensemble"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: MCLNConfig
     order: Tensor
     _gap_keys: Tensor

@@ -88,6 +88,7 @@ class MGCE(Recommender):
 
     integration = "ensemble"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: MGCEConfig
     buckets: Tensor
 

@@ -79,6 +79,7 @@ class MGCL(Recommender):
 
     integration = "ensemble"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: MGCLConfig
 
     def __init__(self, config: MGCLConfig, train: Interactions, given: list[ItemFeatures]) -> None:

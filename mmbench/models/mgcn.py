@@ -74,6 +74,7 @@ class MGCN(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: MGCNConfig
 
     def __init__(self, config: MGCNConfig, train: Interactions, given: list[ItemFeatures]) -> None:

@@ -103,6 +103,7 @@ class SMORE(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: SMOREConfig
 
     def __init__(self, config: SMOREConfig, train: Interactions, given: list[ItemFeatures]) -> None:
