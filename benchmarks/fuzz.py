@@ -521,6 +521,8 @@ def fuzz() -> int:
             return 2
         for case in cases(args, root):
             done.append(case)
+            if len(done) % 100 == 0:
+                print(report(done, time.monotonic() - began), file=sys.stderr, flush=True)
             if case.problems or args.only is not None:
                 again = [f"--command {name}" for name in args.command or ()]
                 print(f"\ncase {case.number}: {'; '.join(case.problems) or case.status}")

@@ -44,3 +44,19 @@ def test_setup_cfg_ships_the_page() -> None:
     assert set(shipped) == {
         path.name for path in folder.iterdir() if path.suffix != ".py" and path.is_file()
     }
+
+
+def test_the_source_distribution_holds_what_the_tests_read() -> None:
+    lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
+    grafted = {line.split()[1] for line in lines if line.startswith("graft")}
+    assert grafted == {".ci", "benchmarks", "docs", "recipes", "tests"}
+    assert all((ROOT / folder).is_dir() for folder in grafted)
+
+
+def test_every_dependency_has_a_lower_bound_of_its_own_line() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    needed = setup["options"]["install_requires"].split()  # .ci/lowest installs these exactly
+    names = [line.partition(">=")[0] for line in needed]
+    assert all(line.count(">=") == 1 and not set(line) & set("<,;!~") for line in needed)
+    assert names == sorted(set(names))
