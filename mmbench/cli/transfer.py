@@ -154,6 +154,8 @@ def transfer(
         users_seed,
         tuple(dict.fromkeys(same_space)),
     )
+    for recipe in loaded:
+        study.check_recipe(recipe)
     families = {MODELS.get(str(recipe.shape.model["name"])).obj.family for recipe in loaded}
     shared = [s for s in settings if s.partition("=")[0].partition(".")[0].strip() not in OF_MODELS]
     baselines = {}

@@ -36,6 +36,8 @@ from mmbench.report.numbers import MISSING, fixed
 from mmbench.runs import Run
 
 SHARES = (0.5, 0.8, 0.9, 0.95, 1.0)
+_ROUNDING = 1e-9
+"""0.9 times 0.4 is more than 0.36 in floating point."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Curve:
 
     def first(self, goal: float) -> int | None:
         """The first validated epoch that reaches a goal, None where none does."""
+        goal *= 1 - _ROUNDING
         pairs = zip(self.epochs, self.values, strict=True)
         return next((epoch for epoch, value in pairs if value >= goal), None)
 

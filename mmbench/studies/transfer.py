@@ -30,7 +30,7 @@ from mmbench.engine.start import KEY, sizes_of_inputs, what_moves
 from mmbench.engine.train import build_model
 from mmbench.errors import ConfigError
 from mmbench.models.base import MODELS
-from mmbench.recipe import SEED_MARK, Recipe, RunRecipe
+from mmbench.recipe import SEED_MARK, Recipe, RunRecipe, shipped_recipes
 from mmbench.runs import Run
 from mmbench.studies.training import Events, Workplace, data_key, train_recipes
 
@@ -172,7 +172,7 @@ def design(
     notes: dict[str, None] = {}
     compared: set[str] = set()
     for number, recipe in enumerate(recipes):
-        _check_recipe(recipe)
+        check_recipe(recipe)
         source = _source_recipe(recipe, asked, place, notes)
         able = _check_transfer(recipe, source, asked, reading, notes)
         own_sources, own = _variants(number, recipe, source, asked, zero_shot=able)
@@ -219,8 +219,13 @@ def transfer(plan: Plan, place: Workplace, events: Events | None = None) -> list
     ]
 
 
-def _check_recipe(recipe: Recipe) -> None:
-    """Refuse what a study of transfer cannot have."""
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what a study of transfer cannot have.
+
+    Raises:
+        ConfigError: its model has no weights that could be fine-tuned, or it has a grid, a start
+            or a subset of users already.
+    """
     name = str(recipe.shape.model["name"])
     if MODELS.get(name).obj.fitting != "gradient":
         raise ConfigError(
@@ -326,13 +331,25 @@ def _variants(
 
 
 def _of_baseline(number: int, baseline: Recipe, like: Recipe, asked: Asked) -> list[Variant]:
-    """The baseline on every rung, split, ranked and measured as the models are."""
+    """The baseline on every rung, split, chosen, ranked and measured as the models are.
+
+    One that is a name alone, without a recipe for this dataset, is trained like them too.
+    """
     rungs: tuple[int | None, ...] = asked.target_users or (None,)
     protocol, evaluation = (
         like.shape.protocol.model_dump(mode="json"),
         like.shape.evaluation.model_dump(mode="json"),
     )
-    same = baseline.replace(protocol=protocol, evaluation=evaluation, seeds=list(like.shape.seeds))
+    is_name = not baseline.source.endswith((".yaml", ".yml"))
+    own = dict(baseline.raw.get("training") or {})
+    if is_name and baseline.source not in shipped_recipes():
+        own = {**(like.raw.get("training") or {}), **own}
+    same = baseline.replace(
+        protocol=protocol,
+        evaluation=evaluation,
+        seeds=list(like.shape.seeds),
+        training={**own, "select_by": like.shape.training.select_by},
+    )
     name = same.shape.label or str(same.shape.model["name"])
     return [
         Variant(
