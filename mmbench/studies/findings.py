@@ -137,9 +137,9 @@ def over_k(
         notes=(f"Lists are {depth:,} items deep. {STAGES}",),
         shown=tuple(str(k) for k in cutoffs),
     )
-    return Finding(
-        "Stage analysis", table, gain_section(name, table, "K (items recommended)", kind="k")
-    )
+    menu = f"Stages: {c.columns[0].metric.name}"
+    section = gain_section(name, table, "K (items recommended)", kind="k", menu=menu)
+    return Finding("Stage analysis", table, section)
 
 
 def by_group(c: Comparison, *, name: str, of_reference: bool, over: str) -> Finding:
@@ -154,7 +154,8 @@ def by_group(c: Comparison, *, name: str, of_reference: bool, over: str) -> Find
         rows=tuple(gains(c, of_reference=of_reference)),
     )
     axis = f"training interactions per {'item' if items else 'user'}"
-    return Finding("Sparsity analysis", table, gain_section(name, table, axis, kind="groups"))
+    section = gain_section(name, table, axis, kind="groups", menu=f"Sparsity: {kind}")
+    return Finding("Sparsity analysis", table, section)
 
 
 def shallowest(runs: Sequence[Run]) -> int:

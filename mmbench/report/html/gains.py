@@ -17,9 +17,18 @@ from mmbench.report.html.content import Cell, Column, Figure, Gallery, Section, 
 from mmbench.report.html.naming import slug
 from mmbench.report.numbers import count, p_value, percent, signed
 
+NUMBERS = ("K", "share")
+"""Axes whose places are numbers, so that 5 is sorted before 10."""
+
 
 def section(
-    name: str, table: GainTable, axis: str, *, kind: str = "k", what: str = "gain"
+    name: str,
+    table: GainTable,
+    axis: str,
+    *,
+    kind: str = "k",
+    what: str = "gain",
+    menu: str = "",
 ) -> Section:
     """Gains as a section: one figure per metric, and the table.
 
@@ -30,9 +39,10 @@ def section(
         kind: "k" for a logarithmic axis of cut-offs, "share" for one from 0 to 1 where the
             difference is 0 at 0, "groups" for places without an order, "none" for no figure.
         what: the word for the difference, on the vertical axis.
+        menu: what the navigation of a page calls it; the heading unless given.
     """
     if kind == "none":
-        return Section(name, table.heading, (_table(name, table),))
+        return Section(name, table.heading, (_table(name, table),), menu)
     figures = []
     for metric in dict.fromkeys(row.metric for row in table.rows):
         rows = [row for row in table.rows if row.metric == metric]
@@ -44,7 +54,7 @@ def section(
                 partial(_drawn, rows, axis, f"{what} in {metric}", _AXES[kind]),
             )
         )
-    return Section(name, table.heading, (Gallery(tuple(figures)), _table(name, table)))
+    return Section(name, table.heading, (Gallery(tuple(figures)), _table(name, table)), menu)
 
 
 def _drawn(
@@ -127,13 +137,14 @@ def _told(rows: Sequence[Gain]) -> str:
 
 def _table(name: str, table: GainTable) -> Table:
     rows = []
+    by_number = table.axis in NUMBERS
     for x in table.rows:
         tone: Tone = "" if not x.significant else "better" if x.gain > 0 else "worse"
         rows.append(
             (
                 Cell(x.series, x.series),
                 Cell(x.metric, x.metric),
-                Cell(x.at, x.at),
+                Cell(x.at, x.x if by_number else x.at),
                 Cell(count(x.n_users), x.n_users),
                 Cell(signed(x.gain, 4), x.gain, tone),
                 Cell(signed(x.low, 4), x.low),
@@ -146,7 +157,7 @@ def _table(name: str, table: GainTable) -> Table:
     columns = (
         Column(table.series, numeric=False),
         Column("Metric", numeric=False),
-        Column(table.axis, numeric=False),
+        Column(table.axis, numeric=by_number),
         *(Column(head) for head in heads),
     )
     return Table(name, table.heading, columns, tuple(rows), tuple(table.caption))
