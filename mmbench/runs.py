@@ -66,16 +66,50 @@ class Run:
         """The stored ranked lists of one part; "test" unless validation is asked for.
 
         Raises:
-            DataError: an array is missing or broken.
+            DataError: an array is missing or broken, or they do not belong together.
         """
         folder = self.path / "lists" / part
         arrays = {name: read_array(folder / f"{name}.npy") for name in _LIST_FIELDS}
-        popularity = read_array(self.path / "popularity.npy")
-        return RankedLists(**arrays, popularity=popularity)
+        arrays["popularity"] = read_array(self.path / "popularity.npy")
+        _check_lists(folder, **arrays)
+        return RankedLists(**arrays)
 
     def values(self, metric: Metric, part: Part = "test") -> FloatArray:
         """The metric of each user [U], recomputed from the stored lists."""
         return metric.values(self.lists(part))
+
+
+def _check_lists(folder: Path, **arrays: np.ndarray[Any, Any]) -> None:
+    """Refuse arrays that are readable and yet no ranked lists together.
+
+    Raises:
+        DataError: one has another shape, kind of number or range than the others say.
+    """
+
+    def refuse(name: str, wanted: str) -> None:
+        found = f"{arrays[name].dtype} of shape {arrays[name].shape}"
+        raise DataError(
+            f"{folder}: the arrays do not fit together: {name} ({found}) {wanted}; {_AGAIN}"
+        )
+
+    n_users, n_items = arrays["users"].size, arrays["popularity"].size
+    for name, array in arrays.items():
+        if array.dtype.kind != ("b" if name == "hits" else "i"):
+            refuse(name, "are not marks" if name == "hits" else "are not whole numbers")
+        if array.ndim != (2 if name in ("items", "hits") else 1):
+            refuse(name, "has another number of dimensions than lists have")
+    for name, rows in (("items", 0), ("hits", 0), ("activity", 0), ("relevant_offsets", 1)):
+        if len(arrays[name]) != n_users + rows:
+            refuse(name, f"does not fit {n_users} users")
+    if arrays["hits"].shape != arrays["items"].shape:
+        refuse("hits", "does not fit the items")
+    offsets, relevant = arrays["relevant_offsets"], arrays["relevant_items"]
+    if offsets[0] != 0 or offsets[-1] != len(relevant) or (np.diff(offsets) < 0).any():
+        refuse("relevant_offsets", "does not cut the relevant items")
+    for name, least in (("items", -1), ("relevant_items", 0)):
+        array = arrays[name]
+        if array.size and not least <= array.min() <= array.max() < n_items:
+            refuse(name, f"names other items than the {n_items} that there are")
 
 
 def read_array(path: Path) -> np.ndarray[Any, Any]:

@@ -122,33 +122,12 @@ def check_same_users(first: Run, lists: RankedLists, other: Run, others: RankedL
 
 
 def load_lists(run: Run, part: Part) -> RankedLists:
-    """The stored lists of a run, checked for arrays that do not fit together.
+    """The stored lists of a run.
 
     Raises:
-        DataError: an array is missing, broken or of the wrong shape.
+        DataError: an array is missing or broken, or they do not fit together.
     """
-    lists = run.lists(part)
-    offsets, n_items = lists.relevant_offsets, len(lists.popularity)
-    shapes_fit = (
-        lists.items.ndim == 2
-        and lists.hits.shape == lists.items.shape
-        and lists.users.shape == lists.activity.shape == (len(lists.items),)
-        and offsets.shape == (len(lists.items) + 1,)
-        and lists.popularity.ndim == lists.relevant_items.ndim == 1
-    )
-    if not (
-        shapes_fit
-        and offsets[0] == 0
-        and offsets[-1] == len(lists.relevant_items)
-        and bool((np.diff(offsets) >= 0).all())
-        and _within(lists.items, -1, n_items)
-        and _within(lists.relevant_items, 0, n_items)
-    ):
-        raise DataError(
-            f"{run.path / 'lists' / part}: the arrays do not fit together; the run folder is "
-            "damaged, train it again"
-        )
-    return lists
+    return run.lists(part)
 
 
 def check_depth(run: Run, lists: RankedLists, metrics: Sequence[Metric]) -> None:
@@ -242,10 +221,6 @@ def _held_out(lists: RankedLists) -> np.ndarray[Any, Any]:
     """One sorted key per user and held-out item [R]; the order within a user is immaterial."""
     rows = np.repeat(np.arange(lists.n_users), lists.n_relevant)
     return np.sort(rows * len(lists.popularity) + lists.relevant_items)
-
-
-def _within(indices: np.ndarray[Any, Any], low: int, high: int) -> bool:
-    return indices.size == 0 or bool(indices.min() >= low and indices.max() < high)
 
 
 def _distinct_labels(systems: Sequence[System]) -> list[str]:
