@@ -114,9 +114,10 @@ def transfer(
     \b
     Examples:
       mmbench transfer
-      mmbench transfer demo/mmsr --set "features={visual: colour-edge}" --target-users 100,200,400
-      mmbench transfer mmsr unisrec --from shop-a --to shop-b --set features.textual=minilm-l6
-      mmbench transfer my-recipe.yaml --from shop-a --source-users 10K,100K --html transfer.html
+      mmbench transfer --target-users 60,120,240,480 --seeds 0-4 --out found
+      mmbench transfer mmsr unisrec --from books --to films \\
+          --set features.textual=minilm-l6
+      mmbench transfer my-recipe.yaml --from books --source-users 1K,10K,100K
     """
     from mmbench.cli.ablate import show
     from mmbench.cli.training import display, ensure_demo, workplace
@@ -158,7 +159,7 @@ def transfer(
         study.check_recipe(recipe)
     families = {MODELS.get(str(recipe.shape.model["name"])).obj.family for recipe in loaded}
     shared = [s for s in settings if s.partition("=")[0].partition(".")[0].strip() not in OF_MODELS]
-    baselines = {}
+    baselines: dict[str, Recipe] = {}
     if baseline != "none":
         baselines = {
             family: load_recipe(
