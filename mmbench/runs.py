@@ -39,7 +39,8 @@ class Run:
 
     `manifest` holds, among others: `label`, `system` (hash of everything but the seed), `seed`,
     `dataset` {name, fingerprint, users, items}, `split` {name, fingerprint}, `protocol`,
-    `features` [{key, modality, sha256}], `model` {name, integration, parameters},
+    `features` [{key, modality, sha256}], `encoding` [{modality, encoder, paradigm}], `alignment`
+    of vectors that learnt, `model` {name, integration, parameters},
     `training` {epochs, best_epoch, select_by, seconds, seconds_per_epoch, peak_memory_mib},
     `environment`, `metrics` {valid: {..}, test: {..}}.
     """

@@ -11,7 +11,7 @@ import click
 from mmbench import console
 
 if TYPE_CHECKING:
-    from mmbench.report.layouts import Kind
+    from mmbench.report.layout_rows import Kind
     from mmbench.runs import Run
 
 KINDS = ("encoders", "paradigms", "modalities")

@@ -26,7 +26,8 @@ from mmbench.report.blocks import Block, tables
 from mmbench.report.captions import CORRECTION_NAMES, SIGNIFICANT, TEST_NAMES, title
 from mmbench.report.comparison import Cell
 from mmbench.report.formats import MARKUP, alignment_dict, alignment_markup
-from mmbench.report.layouts import LAYOUTS, Layout, Row, Sheet
+from mmbench.report.layout_rows import Row
+from mmbench.report.layouts import LAYOUTS, Layout, Sheet
 from mmbench.report.numbers import MISSING, fixed, mean_decimals
 from mmbench.report.paradigms import name_of
 from mmbench.report.publications import Beside, beside, facts
