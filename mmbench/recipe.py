@@ -806,6 +806,10 @@ def _encoder_problems(shape: _Shape) -> list[str]:
             f"before it is trained; these models can: {', '.join(able)}"
         ]
     if not how.trains_encoder:
+        useless = sorted(how.model_dump(exclude={"name", "mode"}, exclude_defaults=True))
+        if useless:
+            told = "says how an encoder learns, and with mode: table none does; remove it"
+            return [f"{where}.{key} {told}" for key in useless]
         if shape.features or shape.encoders:
             return []
         return [f"{where}.mode table trains rows of features; name a set under features:"]

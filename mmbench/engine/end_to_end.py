@@ -4,7 +4,8 @@
     D    the items that carry gradient in a step, distinct; X_D = encoder(D) takes their rows
     g    d loss / d X_D, which goes on into the encoder
 
-    batch, stale   D is what the step reads of its batch; the model reads D alone, or all of X
+    batch, stale   D is what the step reads of its batch; the model reads D alone, or all of X.
+                   Of a batch in parts, or of several processes, each has the D of its own rows
     full           D is every item
     accumulate     X is a leaf; g is added up over n steps, and one pass over all items, each with
                    its sum, is the gradient of the encoder's weights, which do not move meanwhile

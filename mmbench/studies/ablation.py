@@ -168,7 +168,9 @@ def design(
 
 def _identity(recipe: Recipe) -> tuple[str, tuple[int, ...]]:
     plan = recipe.expand()[0]
-    return system_hash({**plan.identity(), "dataset": plan.dataset}), tuple(recipe.shape.seeds)
+    start = recipe.shape.training.start_from
+    known = {**plan.identity(), "dataset": plan.dataset, "start": start and start.run}
+    return system_hash(known), tuple(recipe.shape.seeds)
 
 
 def _resolve(recipe: Recipe, conditions: Sequence[Asked]) -> list[Condition]:
@@ -258,7 +260,22 @@ def _under(recipe: Recipe, condition: Condition) -> Recipe:
             for section in ("features", "encoders", "corruptions")
             if section == "features" or section in recipe.raw
         },
+        **_without_encoder(recipe, kept),
     )
+
+
+def _without_encoder(recipe: Recipe, kept: Sequence[str]) -> dict[str, Any]:
+    """The training section without `encoder`, where nothing is left that it could train."""
+    shape = recipe.shape
+    if (how := shape.training.encoder) is None:
+        return {}
+    learning = kept
+    if how.trains_encoder:
+        learning = [m for m in kept if m in shape.encoders and shape.encoders[m].tune != "none"]
+    if learning:
+        return {}
+    training = recipe.raw["training"].items()
+    return {"training": {key: value for key, value in training if key != "encoder"}}
 
 
 def _shaped(recipe: Recipe, form: str | None, size: int | None) -> Recipe:

@@ -522,6 +522,7 @@ def test_tables_can_learn_themselves(
     data: Path, raw: Callable[..., dict[str, Any]], model: str
 ) -> None:
     (recipe,) = Recipe(raw(model, {"mode": "table"}, TEXT), "test").expand()
+    assert Recipe(recipe.as_dict(), "again").expand()[0].identity() == recipe.identity()
     made = build_model(recipe, load_inputs(recipe, data), CPU)
     assert not any(isinstance(part, LiveItemEncoder) for part in made.modules())
     (name,) = (n for n, p in made.named_parameters() if p.shape == (N_ITEMS, 16))
@@ -647,6 +648,7 @@ def test_learning_end_to_end_beats_the_same_encoder_at_rest(
     [
         ({"encoders": {}}, "there is no encoder that could learn"),
         ({"encoders": {}, "encoder": {"mode": "table"}}, "name a set under features:"),
+        ({"encoder": {"mode": "table", "at_once": 9}}, r"at_once says how an encoder learns"),
         ({"encoders": {"textual": {"name": "bert", "tune": "none"}}}, r"textual\.tune to top"),
         ({"model": "lattice", "encoder": {"mode": "batch"}}, "take stale, accumulate or full"),
         ({"model": "grcn"}, r"grcn cannot be trained end to end.*lattice"),

@@ -75,6 +75,23 @@ def test_what_is_spoilt_keeps_its_features_and_other_corruptions() -> None:
     assert found == {"textual": ("noise", 1.0), "visual": ("shuffle", 0.5)}
 
 
+def test_what_trains_encoders_leaves_with_the_last_of_them() -> None:
+    given = recipe(
+        features={"visual": "imported"},
+        encoders={"textual": "bert"},
+        training={"encoder": {"mode": "batch"}, "epochs": 7},
+    )
+    plan = design([given], [*drops("textual", "visual"), Asked("id-only")])
+    trained = {v.label: v.recipe.shape.training for v in plan.variants}
+    assert {name: section.encoder is None for name, section in trained.items()} == {
+        "vbpr": False,
+        "vbpr -textual": True,
+        "vbpr -visual": False,
+        "vbpr IDs only": True,
+    }
+    assert {section.epochs for section in trained.values()} == {7}
+
+
 def test_a_corruption_leaves_with_its_modality() -> None:
     given = recipe(corruptions={"visual": "noise", "textual": "shuffle"})
     (_, without) = design([given], drops("visual")).recipes
