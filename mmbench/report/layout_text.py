@@ -132,7 +132,9 @@ class Shown:
         """The sentences below, one per thing to know."""
         layout, first = self.layout, self.layout.sheets[0].comparison
         number = LAYOUTS[layout.kind]
-        lines = [f"Laid out as Table {number} of arXiv 2310.20343. Bold: the best of its group."]
+        rows = [row for sheet in layout.sheets for row in sheet.comparison.cells]
+        bold = " Bold: the best of its group." if any(c.is_best for r in rows for c in r) else ""
+        lines = [f"Laid out as Table {number} of arXiv 2310.20343.{bold}"]
         if any(
             family.over_users for sheet in layout.sheets for family in sheet.comparison.families
         ):

@@ -268,4 +268,4 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         elif not isinstance(value, Mapping):
-            yield f"{prefix}{key}", str(value)
+            yield f"{prefix}{key}", NONE if value is None else str(value)
