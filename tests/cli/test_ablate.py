@@ -26,8 +26,13 @@ def recipe(tmp_path: Path) -> Path:
 def test_each_drop_is_trained_without_the_branch_and_compared(
     mmbench: Callable, recipe: Path, tiny_data: Path
 ) -> None:
-    done = mmbench("ablate", recipe, "--data-dir", tiny_data)
+    quick = ("--set", "training.epochs=3")  # three seeds, so that systems are tested too
+    done = mmbench("ablate", recipe, *quick, "--html", "a.html", "--data-dir", tiny_data)
     assert done.status == 0, done.err
+    page = Path("a.html").read_text(encoding="utf-8")
+    assert "What each condition costs" in page
+    assert "3 systems" in page
+    assert "9 runs" in page
     for label in ("vbpr", "vbpr -visual", "vbpr -acoustic"):
         assert label in done.out
     given = {}
@@ -155,7 +160,10 @@ def test_forms_of_integration_are_crossed_with_drops(
 @pytest.mark.slow
 def test_the_demo_finds_what_was_planted(mmbench: Callable) -> None:
     """Pictures matter in the demo and its acoustic features are noise; see data/demo.py."""
-    done = mmbench("ablate", "--drop", "visual", "--drop", "acoustic", "--format", "json")
+    done = mmbench(
+        "ablate", "--drop", "visual", "--drop", "acoustic", "--format", "json",
+        "--set", "training.epochs=24", "--set", "training.evaluate_every=4",
+    )  # fmt: skip
     assert done.status == 0, done.err
     cells = {(cell["label"], cell["metric"]): cell for cell in json.loads(done.out)["cells"]}
     assert {label for label, _ in cells} == {"vbpr", "vbpr -visual", "vbpr -acoustic"}
