@@ -79,6 +79,13 @@ def _working_options(command: Command) -> Command:
     metavar="MODALITY",
     help="Say that imported vectors of both datasets come from one encoder; repeatable.",
 )
+@click.option(
+    "--source-set",
+    "source_settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="As --set, for pre-training alone, for example model.objective=contrast; repeatable.",
+)
 @reporting.study_options
 @_working_options
 def transfer(
@@ -90,6 +97,7 @@ def transfer(
     users_seed: int,
     baseline: str | None,
     same_space: tuple[str, ...],
+    source_settings: tuple[str, ...],
     page: Path | None,
     folder: Path | None,
     force: bool,
@@ -154,6 +162,7 @@ def transfer(
         tuple(sorted(set(target_users))),
         users_seed,
         tuple(dict.fromkeys(same_space)),
+        source_settings,
     )
     for recipe in loaded:
         study.check_recipe(recipe)

@@ -30,7 +30,7 @@ from mmbench.engine.start import KEY, sizes_of_inputs, what_moves
 from mmbench.engine.train import build_model
 from mmbench.errors import ConfigError
 from mmbench.models.base import MODELS
-from mmbench.recipe import SEED_MARK, Recipe, RunRecipe, shipped_recipes
+from mmbench.recipe import SEED_MARK, Recipe, RunRecipe, apply_settings, shipped_recipes
 from mmbench.runs import Run
 from mmbench.studies.training import Events, Workplace, data_key, train_recipes
 
@@ -66,6 +66,7 @@ class Asked:
         target_users: rungs of the target; none for all users.
         seed: draws the users.
         same_space: modalities whose vectors the user says are comparable.
+        source_settings: "KEY=VALUE" that hold for pre-training alone.
     """
 
     source: str
@@ -74,6 +75,7 @@ class Asked:
     target_users: tuple[int, ...] = ()
     seed: int = 0
     same_space: tuple[str, ...] = ()
+    source_settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,10 @@ def _source_recipe(
                 f"{recipe.source}: pre-trained without {modality}, as {asked.source} has no set "
                 f"{shape.features[modality]}"
             ] = None
-    return recipe.replace(dataset=asked.source, features=here or None)
+    source = recipe.replace(dataset=asked.source, features=here or None)
+    if not asked.source_settings:
+        return source
+    return Recipe(apply_settings(source.raw, asked.source_settings), f"{recipe.source} (source)")
 
 
 def _check_transfer(

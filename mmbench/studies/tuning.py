@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbench.engine.inputs import Inputs, load_inputs
+from mmbench.engine.start import find_start
 from mmbench.engine.train import run_path
 from mmbench.errors import ConfigError, MMBenchError, TrainingError
 from mmbench.recipe import Recipe, RunRecipe
@@ -239,6 +240,8 @@ class _Search:
             "recipe": base.identity(),
             "data": books.inputs(base).facts(),
         }
+        if (start := find_start(base)) is not None:
+            identity["start"] = {**start.identity(self.seed), "weights": start.weights_sha256}
         name = f"{base.dataset}-{_label(recipe)}-{tuning.method}"
         self.ledger = Ledger(
             books.place.runs_dir, name, identity, {"source": recipe.source, "by": self._made_by}

@@ -78,6 +78,7 @@ def test_from_one_shop_to_another(
         (("RECIPE", "--from", "shop-a", "--out", "."), "is not empty and no earlier report"),
         (("RECIPE", "--from", "shop-a", "--set", "model.dims=3"), "model.dims is not a setting"),
         (("RECIPE", "--from", "shop-a", "--set", "training.start_from=x"), "start_from and subset"),
+        (("RECIPE", "--from", "shop-a", "--source-set", "model.dim=3"), "(source): model.dim is"),
         (("RECIPE", "demo/mmsr", "--from", "shop-a"), "several datasets (shop-b, demo)"),
         (("demo/itemknn", "--from", "demo-source", "--to", "shop-b"), "not trained by gradient"),
         (("bpr-mf", "--from", "shop-a", "--to", "shop-b"), "no weight of bpr-mf can move"),

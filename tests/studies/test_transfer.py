@@ -81,6 +81,10 @@ def test_a_plan_holds_each_model_as_it_is_from_scratch_transferred_and_untrained
     assert plain.systems[0].recipe.expand()[0].identity() == (
         plan_of(asked=Asked("shop-a", "shop-b")).systems[0].recipe.expand()[0].identity()
     )
+    longer = Asked("shop-a", "shop-b", source_settings=("training.epochs=9",))
+    changed = plan_of(asked=longer, baselines={})
+    assert [v.recipe.shape.training.epochs for v in changed.sources] == [9]
+    assert {v.recipe.shape.training.epochs for v in changed.systems} == {6}
     (note,) = plain.notes
     assert note.startswith("mmsr: ")
     assert note.endswith("weights move to shop-b")
