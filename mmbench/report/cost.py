@@ -39,6 +39,10 @@ class Cost:
         peak_memory_mib: on a GPU what its tensors took; on a CPU what the whole process took.
         parameters: trained weights.
         devices: where its runs were trained, each once.
+        encoder_passes: items that encoders encode in an epoch, as was foreseen; None where no
+            encoder learns.
+        encoder_flops: of the encoders in an epoch, likewise.
+        encoder_memory_mib: of the encoders, likewise.
     """
 
     label: str
@@ -49,6 +53,9 @@ class Cost:
     peak_memory_mib: float
     parameters: float
     devices: tuple[str, ...]
+    encoder_passes: float | None = None
+    encoder_flops: float | None = None
+    encoder_memory_mib: float | None = None
 
 
 def costs(comparison: Comparison) -> list[Cost]:
@@ -64,6 +71,12 @@ def _cost(system: System) -> Cost:
     def mean(section: str, key: str) -> float:
         return float(np.mean([_figure(run, section, key) for run in system.runs]))
 
+    def foreseen(key: str) -> float | None:
+        """Of runs in which encoders learn; older manifests do not have it."""
+        if not all(_section(run, "encoder_cost") for run in system.runs):
+            return None
+        return mean("encoder_cost", key)
+
     train, epochs = mean("training", "train_seconds"), mean("training", "epochs")
     return Cost(
         label=system.label,
@@ -74,6 +87,9 @@ def _cost(system: System) -> Cost:
         peak_memory_mib=mean("training", "peak_memory_mib"),
         parameters=mean("model", "parameters"),
         devices=tuple(dict.fromkeys(_device(run) for run in system.runs)),
+        encoder_passes=foreseen("passes_per_epoch"),
+        encoder_flops=foreseen("flops_per_epoch"),
+        encoder_memory_mib=foreseen("memory_mib"),
     )
 
 
@@ -142,6 +158,14 @@ def notes(rows: Sequence[Cost]) -> list[str]:
         )
         lines.append(
             f"The devices differ, so seconds and memory do not compare. {'; '.join(parts)}."
+        )
+    for cost in rows:
+        if cost.encoder_passes is None or cost.encoder_flops is None:
+            continue
+        lines.append(
+            f"{cost.label}: its encoders were foreseen to encode {cost.encoder_passes:,.0f} items "
+            f"in an epoch, {cost.encoder_flops / 1e12:,.4g} TFLOP, in "
+            f"{count(round(cost.encoder_memory_mib or 0.0))} MiB."
         )
     if any(device.startswith("CPU") for device in devices):
         lines.append(
