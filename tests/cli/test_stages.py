@@ -29,7 +29,7 @@ def test_gains_over_k_and_two_stages_of_finished_runs(
 ) -> None:
     done = mmbench(
         "stages", runs, "--baseline", "bpr-mf", "--metric", "recall", "--cutoff", "10",
-        "--rerank", "15", "--out", "out", "--data-dir", tiny_data,
+        "--rerank", "15", "--out", "out", "--html", "s.html", "--data-dir", tiny_data,
     )  # fmt: skip
     assert done.status == 0, done.err
     assert max(map(len, done.out.splitlines())) <= 80
@@ -39,6 +39,9 @@ def test_gains_over_k_and_two_stages_of_finished_runs(
     assert "Holm-Bonferroni" in done.out
     assert len(list(Path("runs-two-stage").glob("*/lists/test/items.npy"))) == 2
     assert (Path("out") / "figures" / "stages-recall.svg").exists()
+    page = Path("s.html").read_text(encoding="utf-8")
+    assert "Stages of a pipeline" in page
+    assert "itemknn &gt; bpr-mf @15" in page
     compared = mmbench("compare", runs, "runs-two-stage", "--format", "json")
     assert compared.status == 0, compared.err
     assert len(json.loads(compared.out)["systems"]) == 4
