@@ -214,6 +214,7 @@ def _fine_tune(work: _Work) -> Tuned:
 def _make(work: _Work, folder: Path) -> dict[str, Any]:
     """Run all points of the grid and store the best."""
     states: list[StateFolder] = []
+    costs: list[Cost] = []
     best: tuple[tuple[float, float], int] | None = None
     grid: list[dict[str, Any]] = []
     points = list(work.settings.points())
@@ -226,8 +227,8 @@ def _make(work: _Work, folder: Path) -> dict[str, Any]:
         state = _state(work, point)
         states.append(state)
         tuner = _tuner(work, encoder, pairs, point, state)
-        cost = foresee_tuning(tuner, recomputes=work.recomputes)
-        work.how.watch.say(f"{work.name}: {cost.line()}")
+        costs.append(foresee_tuning(tuner, recomputes=work.recomputes))
+        work.how.watch.say(f"{work.name}: {costs[-1].line()}")
         try:
             progress = tuner.run()
         except TrainingError as problem:
@@ -258,8 +259,7 @@ def _make(work: _Work, folder: Path) -> dict[str, Any]:
     assert found is not None
     progress = found[0]
     tuner.restore_best(progress)
-    cost = foresee_tuning(tuner, recomputes=work.recomputes)
-    known = _store(work, tuner, progress, point, grid, folder, cost)
+    known = _store(work, tuner, progress, point, grid, folder, costs[best[1]])
     for state in states:
         state.remove()
     return known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -20,14 +21,16 @@ from mmbench.data.prepared import load_dataset
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import Options
 from mmbench.encoders.objectives import objective_of
+from mmbench.encoders.tuned import save_tuned, tuned_digest
 from mmbench.engine import tuning_loop
 from mmbench.engine.contents import read_contents
 from mmbench.engine.device import Compute
+from mmbench.engine.extract import extract_sets
 from mmbench.engine.extraction import Extraction, How
 from mmbench.engine.tuning import Tuned, extract_tuned
 from mmbench.engine.tuning_pairs import group, hold_out, read_pairs
 from mmbench.engine.tuning_settings import fine_tuning
-from mmbench.engine.tuning_state import StateFolder
+from mmbench.engine.tuning_state import Progress, StateFolder
 from mmbench.errors import ConfigError, DataError, TrainingError, UnknownNameError
 from mmbench.metrics.alignment import measure
 
@@ -96,13 +99,18 @@ def data(prepared: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def weights(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("weights")
-    return {name: models.save(name, root / name) for name in ("clip-vit-b32", "vlmo-base-plus")}
+    names = ("clip-vit-b32", "vlmo-base-plus", "bert", "vit-b16")
+    return {name: models.save(name, root / name) for name in names}
+
+
+def pair_of(weights: dict[str, Path]) -> str:
+    return f"pair:minilm-l6={weights['bert']}+vit-b16={weights['vit-b16']}"
 
 
 def tune(
     data: Path,
     name: str,
-    weights: Path,
+    weights: Path | None,
     how: dict[str, Any] | None = None,
     chunk: int | None = None,
     **given: Any,
@@ -167,6 +175,116 @@ def test_vlmo_finds_held_out_items(data: Path, weights: dict[str, Path]) -> None
         assert after["losses"][name] < before["losses"][name]
     assert tuned.facts["objective"] == {"itc": 0.5, "itc-vl": 0.5, "itm": 1.0, "mlm": 0.25}
     assert [one.features.matrix.shape for one in sets] == [(60, 16), (60, 16)]
+
+
+def test_a_pair_finds_held_out_items(data: Path, weights: dict[str, Path]) -> None:
+    given = {"epochs": 12, "patience": 12, "seed": 1, "new_learning_rate": 1e-2}
+    tuned, sets = tune(data, pair_of(weights), None, **given)
+    assert tuned.name == "pair-minilm-l6-vit-b16-ft"
+    before, after = tuned.facts["before"], tuned.facts["after"]
+    assert after["recall"] > before["recall"] + 0.1
+    assert after["losses"]["itc"] < before["losses"]["itc"] - 0.2
+    assert [one.features.key for one in sets] == [f"visual__{tuned.name}", f"textual__{tuned.name}"]
+    # What is stored is what its folder gives.
+    again = ENCODERS.get("pair").obj(Options(weights=tuned.folder))
+    again.load()
+    dataset = load_dataset("mine", data)
+    with torch.no_grad():
+        found = again.encode_text(again.text_batch(again.tokenize([dataset.texts[3]]))).pooled
+    stored = sets[1].features.matrix[3]
+    assert np.allclose(found[0].numpy(), stored, atol=1e-5)
+    assert sets[0].features.manifest["origin"]["finetuned"]["base"]["kind"] == "Pair"
+    assert not tune(data, pair_of(weights), None, **given)[0].is_new
+    assert tuned_digest(tuned.folder) == tuned.facts["weights_sha256"]
+    (tuned.folder / "visual" / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"E403 .*visual holds no weights"):
+        tuned_digest(tuned.folder)
+
+
+@pytest.mark.parametrize("name", ["pair", "vlmo-base-plus"])
+def test_others_go_on_to_the_same_bits_too(
+    data: Path,
+    weights: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    other = Path(shutil.copytree(data, tmp_path / "other"))
+    kind, folder = (pair_of(weights), None) if name == "pair" else (name, weights[name])
+    given: dict[str, Any] = {"epochs": 2, "patience": 2, "tune": "top", "blocks": 1}
+    whole, _ = tune(data, kind, folder, **given)
+    draw_step, calls = tuning_loop.Tuner._draws, []
+
+    def dies(self, n, *purpose):
+        calls.append(purpose)
+        if purpose == ("step", "3"):  # in the second epoch, of two steps
+            raise KeyboardInterrupt
+        return draw_step(self, n, *purpose)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning_loop.Tuner, "_draws", dies)
+        with pytest.raises(KeyboardInterrupt):
+            tune(other, kind, folder, **given)
+    assert [name[0] for name in left(other)] == ["."]  # the unfinished work alone
+    resumed, _ = tune(other, kind, folder, **given)
+    assert resumed.facts["weights_sha256"] == whole.facts["weights_sha256"]
+    assert [h["held_out"] for h in resumed.history] == [h["held_out"] for h in whole.history]
+    steps = [
+        [json.loads(line) for line in (one.folder / "steps.jsonl").read_text().splitlines()]
+        for one in (whole, resumed)
+    ]
+    assert [step["step"] for step in steps[0]] == list(range(1, whole.facts["steps"] + 1))
+    assert steps[0] == steps[1]
+
+
+def test_the_history_says_how_it_went(data: Path, weights: dict[str, Path]) -> None:
+    given: dict[str, Any] = {"epochs": 2, "patience": 2, "learning_rate": (3e-3,)}
+    tuned, _ = tune(data, "vlmo-base-plus", weights["vlmo-base-plus"], **given)
+    first, last = tuned.history[0], tuned.history[-1]
+    assert first["held_out"]["drift_first"] == pytest.approx(1.0)
+    assert last["held_out"]["drift_first"] < 1.0
+    assert set(first["held_out"]["accuracy"]) == {"itm", "mlm"}
+    # Of three pairs two do not belong together: who always says so is right twice.
+    assert 0 <= first["held_out"]["accuracy"]["itm"] <= 1
+    told = {"gradient", "gradient_largest", "rate", "clipped_steps", "limited_steps"}
+    assert told | {"pairs_per_second", "tokens_per_second", "itc"} <= set(last["train"])
+    assert last["train"]["gradient_largest"] >= last["train"]["gradient"]
+    held = {"rank_first", "gap", "paired", "unpaired", "uniformity_first", "recall_second"}
+    assert held <= set(last["held_out"])
+    assert last["peak_memory_mib"] > 0
+    steps = [json.loads(s) for s in (tuned.folder / "steps.jsonl").read_text().splitlines()]
+    assert {"rate", "gradient", "itm", "temperature.itc"} <= set(steps[0])
+    mean = np.mean([step["itm"] for step in steps[len(steps) // 2 :]])
+    assert last["train"]["itm"] == pytest.approx(mean)
+    cost = tuned.facts["cost"]
+    n_steps = len(steps) // 2
+    assert cost["steps_per_epoch"] == n_steps
+    n_held = tuned.facts["data"]["counts"]["held_out"]
+    assert cost["passes_per_epoch"] == n_steps * 16 + 2 * n_held
+    assert cost["flops_per_epoch"] > 0
+    assert cost["seconds"] >= sum(record["seconds"] for record in tuned.history) - 1e-6
+
+
+def test_what_goes_wrong_slowly_is_told(data: Path, weights: dict[str, Path]) -> None:
+    made = tuner(data, "clip-vit-b32", weights["clip-vit-b32"], 12)
+    made.objective.check()
+    well = {
+        "rank_first": 9.0, "rank_second": 9.0, "drift_first": 1.0, "drift_second": 1.0,
+        "recall": 0.5,
+    }  # fmt: skip
+    first = {"held_out": well, "temperatures": {"itc": 14.0}}
+
+    def told(limited: int, before: int = 0, **held_out: float) -> list[str]:
+        progress = Progress(history=[first, {"train": {"limited_steps": before}}])
+        record = {"held_out": {**well, **held_out}, "train": {"limited_steps": limited}}
+        return list(made._warnings(record, progress))
+
+    assert told(100) == []
+    assert "temperature stood at its limit for 101 steps" in told(1, before=100)[0]
+    assert told(1, before=101) == []  # once
+    assert "they collapse" in told(0, rank_second=1.4)[0]
+    assert "moved away" in told(0, drift_first=0.2, recall=0.4)[0]
+    assert told(0, drift_first=0.2, recall=0.6) == []  # for the better
 
 
 def test_an_interrupted_fine_tuning_goes_on_to_the_same_bits(
@@ -284,6 +402,45 @@ def broken(folder: Path, source: Path, change: Any) -> Path:
     return made
 
 
+def vlmo_with(folder: Path, source: Path, scale: float) -> Path:
+    made = Path(shutil.copytree(source, folder))
+    tensors = torch.load(made / "vlmo.pt", weights_only=True)
+    tensors["logit_scale"].fill_(scale)
+    torch.save(tensors, made / "vlmo.pt")
+    return made
+
+
+def test_temperatures_of_a_stored_pair_are_looked_at(
+    data: Path, weights: dict[str, Path], tmp_path: Path
+) -> None:
+    made = ENCODERS.get("pair").obj(Options(model=pair_of(weights).partition(":")[2]))
+    made.load()
+    for number, (value, says) in enumerate(((float("nan"), "is nan"), (9.0, "exploded"))):
+        with torch.no_grad():
+            made.module.logit_scale.fill_(value)
+        folder = tmp_path / str(number)
+        save_tuned(made, folder)
+        with pytest.raises(DataError, match=f"E406 the temperature of these weights {says}"):
+            tune(data, "pair", folder)
+    assert left(data) == []
+
+
+def test_vectors_of_a_pair_that_learnt_nothing_are_refused(
+    data: Path, weights: dict[str, Path]
+) -> None:
+    with pytest.raises(ConfigError, match=r"would be random; .* add --finetune"):
+        extract_sets("mine", pair_of(weights), data, How(device="cpu"))
+
+
+def test_too_much_memory_is_refused_before_the_first_step(
+    data: Path, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmbench.engine.cost.free_memory", lambda compute: 1000.0)
+    with pytest.raises(ConfigError, match=r"E413 .*Less takes: --chunk-size 2, or --recompute, or"):
+        tune(data, "clip-vit-b32", weights["clip-vit-b32"])
+    assert left(data) == []
+
+
 def test_bad_input_is_told_and_leaves_nothing(
     data: Path, weights: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -297,7 +454,7 @@ def test_bad_input_is_told_and_leaves_nothing(
     ill = broken(
         tmp_path / "ill", clip, lambda tensors: tensors["visual_projection.weight"].fill_(torch.nan)
     )
-    cases: list[tuple[type[Exception], str, str, Path, dict[str, Any]]] = [
+    cases: list[tuple[type[Exception], str, str, Path | None, dict[str, Any]]] = [
         (ConfigError, "batch-size 64 is more than the 45 pairs", "clip-vit-b32", clip,
          {"batch_size": (64,)}),
         (DataError, "E406 the temperature of these weights is nan", "clip-vit-b32", nan, {}),
@@ -311,6 +468,19 @@ def test_bad_input_is_told_and_leaves_nothing(
         (ConfigError, "no common space", "minilm-l6", clip, {}),
         (ConfigError, "no weights", "tfidf-svd", clip, {}),
         (UnknownNameError, "split of mine", "clip-vit-b32", clip, {"warm": "none"}),
+        (ConfigError, "batch-size 64 is more than the 45 pairs", pair_of(weights), None,
+         {"batch_size": (64,)}),
+        (DataError, "E406 .* is of a model of type 'clip'",
+         f"pair:minilm-l6={clip}+vit-b16={weights['vit-b16']}", None, {}),
+        (DataError, "E40[36] ", f"pair:minilm-l6={weights['bert']}+resnet50={weights['vit-b16']}",
+         None, {}),
+        (TrainingError, "diverged in epoch", pair_of(weights), None,
+         {"learning_rate": (1e30,), "clip_norm": None, "epochs": 3, "warmup": 0.0}),
+        (DataError, "E404 .*logit_scale holds NaN", "vlmo-base-plus",
+         vlmo_with(tmp_path / "v1", weights["vlmo-base-plus"], float("nan")), {}),
+        (DataError, "E406 the temperature of these weights exploded", "vlmo-base-plus",
+         vlmo_with(tmp_path / "v2", weights["vlmo-base-plus"], 9.0), {}),
+        (DataError, "E40[3-7] ", "vlmo-base-plus", clip, {}),
     ]  # fmt: skip
     for kind, says, name, folder, given in cases:
         with pytest.raises(kind, match=says):
@@ -323,11 +493,12 @@ def test_bad_input_is_told_and_leaves_nothing(
 
 def test_too_few_pairs_to_hold_any_out(weights: dict[str, Path], tmp_path: Path) -> None:
     data = write(tmp_path, 12)
-    with pytest.raises(
-        DataError, match=r"E412 mine has 8 items with both.*too few to hold any out"
-    ):
-        tune(data, "clip-vit-b32", weights["clip-vit-b32"], batch_size=(2,))
-    assert left(data) == []
+    for name in ("clip-vit-b32", "vlmo-base-plus", pair_of(weights)):
+        with pytest.raises(
+            DataError, match=r"E412 mine has 8 items with both.*too few to hold any out"
+        ):
+            tune(data, name, weights.get(name), batch_size=(2,))
+        assert left(data) == []
 
 
 @pytest.mark.parametrize(
