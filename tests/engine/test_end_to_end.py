@@ -279,7 +279,7 @@ def naively(work: Work, mode: str, size: int | None, n_steps: int = 2, rows: int
             state = torch.get_rng_state()
             model.on_features_change()
             torch.set_rng_state(state)
-        torch.stack(list(model.training_step(batch).values())).sum().backward()
+        torch.autograd.backward(list(model.training_step(batch).values()))
         with torch.no_grad():
             for parameter in model.parameters():
                 is_encoder = id(parameter) in learning
