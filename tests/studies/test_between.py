@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from mmbench.cli.main import cli
 from mmbench.engine.device import choose
 from mmbench.recipe import Recipe, load_recipe, shipped_recipes
+from mmbench.report.html.content import Figure, Gallery
 from mmbench.studies.ablation import Asked, design
 from mmbench.studies.findings import Finding, findings
 from mmbench.studies.questions import Question, questions
@@ -37,6 +38,11 @@ ASKED = [
     Asked("noise", "visual", 1.0, in_ladder=True),
     Asked("id-only"),
 ]
+
+
+def drawn(finding: Finding) -> list[Figure]:
+    galleries = [part for part in finding.section.parts if isinstance(part, Gallery)]
+    return [figure for gallery in galleries for figure in gallery.figures]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,11 @@ def test_the_ladder_of_models_begins_where_nothing_is_spoilt(asked: list[Questio
         ("gated visual noise", "100%"),
     ]
     assert "static under the same condition" in table.heading
+    (figure,) = drawn(found["Models on the same corruption ladder"])
+    curve = figure.draw().axes[0].lines[0]
+    # At 0 % the difference between the models, and not a point of no difference.
+    assert list(curve.get_xdata()) == [0.0, 0.5, 1.0]
+    assert list(curve.get_ydata()) == [row.gain for row in table.rows]
 
 
 def test_one_model_has_nobody_to_stand_against(tiny_data: Path) -> None:

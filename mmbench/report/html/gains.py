@@ -37,7 +37,7 @@ def section(
         table: the gains.
         axis: label of the horizontal axis.
         kind: "k" for a logarithmic axis of cut-offs, "share" for one from 0 to 1 where the
-            difference is 0 at 0, "groups" for places without an order, "none" for no figure.
+            difference is 0 at 0 unless the table has one there, "groups" for places without an order, "none" for no figure.
         what: the word for the difference, on the vertical axis.
         menu: what the navigation of a page calls it; the heading unless given.
     """
@@ -100,8 +100,11 @@ def _over_k(axes: Axes, rows: Sequence[Gain], number: int, total: int) -> None:
 
 
 def _over_share(axes: Axes, rows: Sequence[Gain], number: int, total: int) -> None:
-    nothing = Gain(rows[0].series, rows[0].metric, "0%", 0, 0, 0, 0, 0, 0, 1, 1, None, False)
-    _curve(axes, [nothing, *sorted(rows, key=lambda row: row.x)], number, total)
+    rows = sorted(rows, key=lambda row: row.x)
+    if rows[0].x > 0:  # where nothing is spoilt a system is its own reference
+        nothing = Gain(rows[0].series, rows[0].metric, "0%", 0, 0, 0, 0, 0, 0, 1, 1, None, False)
+        rows = [nothing, *rows]
+    _curve(axes, rows, number, total)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
 
 
