@@ -37,7 +37,8 @@ def section(
         table: the gains.
         axis: label of the horizontal axis.
         kind: "k" for a logarithmic axis of cut-offs, "share" for one from 0 to 1 where the
-            difference is 0 at 0 unless the table has one there, "groups" for places without an order, "none" for no figure.
+            difference is 0 at 0 unless the table has one there, "groups" for places without an
+            order, "none" for no figure.
         what: the word for the difference, on the vertical axis.
         menu: what the navigation of a page calls it; the heading unless given.
     """
