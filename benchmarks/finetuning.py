@@ -61,7 +61,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "vlmo": {"epochs": 5, "learning_rate": (3e-4,)},
     "pair": {"epochs": 4, "learning_rate": (1e-4,), "tune": "top", "blocks": 1},
 }
-NAMES = {"clip": "CLIP, tiny", "vlmo": "VLMo, tiny", "pair": "MiniLM + ConvNeXt"}
+NAMES = {"clip": "tiny CLIP", "vlmo": "tiny VLMo", "pair": "MiniLM pair"}
 
 
 @dataclass(frozen=True)
@@ -287,17 +287,17 @@ def shown(found: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("encoder", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for head in (*(f"p>t@{k}" for k in KS), *(f"t>p@{k}" for k in KS), "place", "p"):
+    for head in (*(f"txt@{k}" for k in KS), *(f"pic@{k}" for k in KS), "place", "p"):
         table.add_column(head, justify="right", no_wrap=True)
     for system, figures in found.items():
         for name in ("before", "after"):
-            cells = [f"{100 * value:.2f}" for way in figures[name] for value in way[:3]]
+            cells = [f"{100 * value:.1f}" for way in figures[name] for value in way[:3]]
             place = np.mean([way[3] for way in figures[name]])
             p = f"{figures['place']['p']:.4f}" if name == "after" else ""
             label = NAMES[system] if name == "before" else ""
             table.add_row(label, name, *cells, f"{100 * place:.1f}", p)
         *chance, place = figures["chance"]
-        cells = [f"{100 * value:.2f}" for value in chance] * 2
+        cells = [f"{100 * value:.1f}" for value in chance] * 2
         table.add_row("", "chance", *cells, f"{100 * place:.1f}", "", end_section=True)
     return table
 
@@ -362,11 +362,11 @@ def _sentences(
 ) -> list[str]:
     one = next(iter(found.values()))
     lines = [
-        f"In per cent, {one['n_test']:.0f} test items of {dataset} in a run, picture to text (p>t)",
-        "and back; place of the right one, 50 by chance; p: of the place, by sign flips.",
+        f"In per cent, {one['n_test']:.0f} test items of {dataset} in a run: texts found for",
+        "pictures, pictures for texts; place of the right one; p: of the place, by sign flips.",
     ]
     for system, figures in found.items():
-        lines.append(f"{NAMES[system]}, {figures['n_runs']} runs, {figures['n_items']:,} items:")
+        lines.append(f"{NAMES[system]}, {figures['n_runs']} run(s), {figures['n_items']:,} items:")
         for name in ("place", "recall@10"):
             tested = figures[name]
             low, high = (100 * value for value in tested["interval"])

@@ -63,6 +63,19 @@ def test_the_judgement_of_fine_tunings_by_hand(monkeypatch: pytest.MonkeyPatch) 
     assert found["recall@10"]["difference"] == pytest.approx((1 + 0 + 1 + 0) / 4)
 
 
+def test_the_table_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    finetuning = script(monkeypatch, "finetuning")
+    ways = [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
+    figures = {"before": ways, "after": ways, "chance": [1.0, 1.0, 1.0, 0.5], "place": {"p": 0.5}}
+    out = StringIO()
+    Console(file=out, width=80).print(finetuning.shown(dict.fromkeys(finetuning.NAMES, figures)))
+    assert "…" not in out.getvalue()
+
+
 def test_places_count_ties_as_half(monkeypatch: pytest.MonkeyPatch) -> None:
     finetuning = script(monkeypatch, "finetuning")
     rows = np.array([[1, 0], [0, 1], [1, 0]], dtype=np.float32)
