@@ -362,8 +362,8 @@ def _sentences(
 ) -> list[str]:
     one = next(iter(found.values()))
     lines = [
-        f"In per cent, {one['n_test']:.0f} test items of {dataset} in a run: texts found for",
-        "pictures, pictures for texts; place of the right one; p: of the place, by sign flips.",
+        f"In per cent, {one['n_test']:.0f} test items of {dataset} in a run: Recall@K of texts",
+        "by pictures and back; mean place of the right one; p: of the place, sign flips.",
     ]
     for system, figures in found.items():
         lines.append(f"{NAMES[system]}, {figures['n_runs']} run(s), {figures['n_items']:,} items:")
