@@ -12,6 +12,7 @@ the rate has no binomial error; it is shown beside a simulation whose rate has o
 from __future__ import annotations
 
 import json
+import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from mmbench import console
 from mmbench.engine.device import choose
+from mmbench.errors import MMBenchError
 from mmbench.metrics.base import parse_metric
 from mmbench.recipe import load_recipe
 from mmbench.stats.paired import paired_t
@@ -94,9 +96,14 @@ def main(
 ) -> None:
     """Measure how often a true null is rejected at 5 %."""
     rng = np.random.default_rng(0)
-    loaded = load_recipe(recipe, seeds=range(trainings))
-    (trained,) = train_recipes([loaded], Workplace(data_dir, runs_dir, choose("cpu")), Events())
-    values = np.stack([run.values(parse_metric(metric)) for run in trained.chosen.runs])
+    compute = choose("cpu")
+    try:
+        loaded, measured = load_recipe(recipe, seeds=range(trainings)), parse_metric(metric)
+        (trained,) = train_recipes([loaded], Workplace(data_dir, runs_dir, compute), Events())
+        values = np.stack([run.values(measured) for run in trained.chosen.runs])
+    except MMBenchError as problem:
+        console.error(str(problem))
+        sys.exit(2)
     table = Table(title=f"Rejected at 5 %: {recipe} against itself, {metric}", title_justify="left")
     for head in ("null", "seeds a side", "users alone", "users and seeds", "cases"):
         table.add_column(head, justify="left" if head == "null" else "right")
@@ -112,10 +119,20 @@ def main(
         table.add_row(name, str(sides), f"{users:.1%}", f"{systems:.1%}", str(n))
     console.result(table)
     means = values.mean(axis=1)
-    console.text(f"mean over seeds {means.mean():.4f}, sd over seeds {means.std(ddof=1):.4f}")
+    told = f"mean over seeds {means.mean():.4f}, sd over seeds {means.std(ddof=1):.4f}"
+    console.text(told)
     if file:
         keys = ("null", "seeds_a_side", "users", "users_and_seeds", "cases")
-        file.write_text(json.dumps([dict(zip(keys, f, strict=True)) for f in figures], indent=2))
+        facts = {
+            "command": f"python benchmarks/calibration.py --recipe {recipe} --trainings "
+            f"{trainings} --deals {deals} --repeats {repeats} --metric {metric}",
+            "caption": f"{recipe} against itself, {metric}, {trainings} trainings: {told}.\n"
+            f"Share of true nulls rejected at {ALPHA:.0%}.",
+            "level": ALPHA,
+            "environment": compute.describe(),
+            "results": [dict(zip(keys, f, strict=True)) for f in figures],
+        }
+        file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
