@@ -108,7 +108,7 @@ class Leaderboard:
         blocks = (
             [_detail_blocks(c, i) for i in every]
             if self.details
-            else [[_short_block(c, i) for i in every]]
+            else [[short_block(c, i) for i in every]]
         )
         yield Text(title(c), style="bold")
         for group in blocks:
@@ -142,7 +142,7 @@ def _titles(c: Comparison, index: int, what: str = "") -> tuple[str, ...]:
     return head, f"{column.group.name}, n = {count(users)}"
 
 
-def _short_block(c: Comparison, index: int) -> Block:
+def short_block(c: Comparison, index: int) -> Block:
     """Mean, relative difference and p-values of one column."""
     cells = [row[index] for row in c.cells]
     decimals = mean_decimals(cell.mean for cell in cells)
