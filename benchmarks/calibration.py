@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from making import made_by
 from rich.table import Table
 
 from mmbench import console
@@ -124,8 +125,7 @@ def main(
     if file:
         keys = ("null", "seeds_a_side", "users", "users_and_seeds", "cases")
         facts = {
-            "command": f"python benchmarks/calibration.py --recipe {recipe} --trainings "
-            f"{trainings} --deals {deals} --repeats {repeats} --metric {metric}",
+            **made_by("calibration.py"),
             "caption": f"{recipe} against itself, {metric}, {trainings} trainings: {told}.\n"
             f"Share of true nulls rejected at {ALPHA:.0%}.",
             "level": ALPHA,

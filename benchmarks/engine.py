@@ -22,6 +22,7 @@ import click
 import torch
 from floors import floor
 from machine import Machine, Part, measure_memory
+from making import made_by
 from public_toolbox import PublicToolbox, copy_weights, loss_difference
 from rich import box
 from rich.table import Table
@@ -311,6 +312,7 @@ def main(
     console.result(floors_table(results))
     if json_file:
         facts = {
+            **made_by("engine.py"),
             "caption": said,
             "environment": compute.describe(),
             "shims": toolbox.shims if toolbox else [],

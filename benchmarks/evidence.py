@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from making import command_of
 from measured import Benchmark, cells, heads, read_results, title
 from quality import Quality, Row, comparable_groups, find, measure
 from rich.text import Text
@@ -23,15 +25,18 @@ from tabulate import tabulate
 
 from mmbench import console
 from mmbench.errors import DataError, MMBenchError
-from mmbench.report import beside, captions
+from mmbench.report import beside, captions, cost
 from mmbench.report.blocks import Block, tables
-from mmbench.report.numbers import MISSING, count, fixed, p_value, percent, significant
+from mmbench.report.leaderboard import short_block
+from mmbench.report.numbers import MISSING, fixed, significant
 from mmbench.runs import write_json
 
 WIDTH = 80
 SCHEMA = 1
 HEAD = "Evidence"
-Line = tuple[str, list[str]]
+SPENT = slice(2, 5)
+"""Of what `report.cost` shows: epochs, seconds per epoch, peak memory."""
+EARLIER = "†"
 
 
 def sections(
@@ -48,40 +53,27 @@ def sections(
 
 def quality_blocks(group: Quality) -> list[Block]:
     """What is known of the systems of a group: metrics, their tests, and cost."""
-    compared, blocks = group.compared, []
-    over_seeds = captions.tested_systems(compared)
-    for index, column in enumerate(compared.columns):
-        lines = []
-        for row in group.rows:
-            cell = row.cells[index]
-            contrast = cell.contrast
-            line = [fixed(cell.mean, 4), "ref." if cell.is_reference else MISSING, MISSING]
-            if contrast is not None:
-                line[1:] = percent(contrast.relative), p_value(contrast.adjusted)
-            if over_seeds:
-                system = contrast.system if contrast else None
-                line.append(p_value(system.adjusted) if system else MISSING)
-            lines.append([*line, printed(group, row, str(column.metric))])
-        names = ["mean", "diff", captions.p_head(compared), *(["sys. p"] if over_seeds else [])]
-        blocks.append(_block(column.head, [*names, "publ."], lines))
-    costs = [
+    compared = group.compared
+    papers = [
+        [printed(group, row, str(column.metric)) for column in compared.columns]
+        for row in group.rows
+    ]
+    spent = [
         [
             ",".join(map(str, row.system.seeds)),
             *(
-                [MISSING] * 3
-                if (cost := row.cost) is None
-                else [
-                    MISSING if cost.epochs is None else f"{cost.epochs:,.4g}",
-                    MISSING
-                    if cost.seconds_per_epoch is None
-                    else significant(cost.seconds_per_epoch),
-                    count(round(cost.peak_memory_mib)),
-                ]
+                cost.cells(row.cost)[SPENT]
+                if row.cost
+                else [MISSING] * len(cost.SHORT_HEADS[SPENT])
             ),
         ]
         for row in group.rows
     ]
-    return [*blocks, _block("", ["seeds", "epochs", "s/epoch", "MiB"], costs)]
+    return [
+        *(short_block(compared, index) for index in range(len(compared.columns))),
+        _block("published", [column.head for column in compared.columns], papers),
+        _block("", ["seeds", *cost.SHORT_HEADS[SPENT]], spent),
+    ]
 
 
 def printed(group: Quality, row: Row, metric: str) -> str:
@@ -101,9 +93,9 @@ def quality_notes(group: Quality) -> list[str]:
     if group.baseline is None:
         lines.append("No LightGCN, or SASRec, is among these runs: tested against the best.")
     lines.append(
-        "publ.: what papers print for the model and compares, from the least to the greatest; the "
-        "table of published numbers names each. Epochs, seconds and memory: mean over seeds; "
-        f"{MISSING} a closed form has no epochs. MiB: peak of the process."
+        "published: what papers print for the model and compares, from the least to the greatest; "
+        "the table of published numbers names each. Epochs, seconds and memory: mean over seeds; "
+        f"{MISSING} a closed form has no epochs. MiB: peak of the whole process."
     )
     devices = {d for row in group.rows if row.cost for d in row.cost.devices}
     lines.append(f"Trained on: {'; '.join(sorted(devices)) or 'not stored'}.")
@@ -115,17 +107,25 @@ def quality_notes(group: Quality) -> list[str]:
     return lines
 
 
-def commands(group: Quality) -> Iterator[tuple[str, str]]:
-    """Of each system what made it, in words, and the command."""
+def mark(row: Row) -> str:
+    """A mark where this version would not find the run, which was made otherwise."""
+    return "" if row.made_by.is_current else EARLIER
+
+
+def made_notes(group: Quality) -> list[str]:
+    """How the commands were found, and what the marked rows are."""
+    lines = [
+        "A command names a shipped recipe if the identity of the run's own recipe is equal to that "
+        "of the shipped one, with the settings that are given, if any."
+    ]
+    reasons: dict[str, list[str]] = {}
     for row in group.rows:
-        made = row.made_by
-        if made.settings:
-            told = f"{made.recipe} with {len(made.settings)} setting(s)"
-        else:
-            told = made.recipe
-        if made.is_current is not True:
-            told += f" ({made.reason})"
-        yield f"{row.system.label}: {told}", made.command
+        if mark(row):
+            reasons.setdefault(row.made_by.reason, []).append(row.system.label)
+    if reasons:
+        told = "; ".join(f"{', '.join(labels)}: {reason}" for reason, labels in reasons.items())
+        lines.append(f"{EARLIER} The command would train anew today, not find this run. {told}.")
+    return lines
 
 
 def measured_block(benchmark: Benchmark) -> Block:
@@ -180,15 +180,17 @@ def show(
     by_title = {captions.title(group.compared): group for group in groups}
     for name, labels, blocks, notes in sections(groups, benchmarks):
         yield Text(name, style="bold")
-        for table in tables(labels, blocks, WIDTH):
+        for table in tables(labels, blocks, WIDTH, head="System" if name in by_title else "work"):
             yield Text("")
             yield table
         yield Text("")
         yield from (Text(note, style="dim") for note in notes)
         if group := by_title.get(name):
             yield Text("\nMade by\n", style="bold")
-            for told, command in commands(group):
-                yield Text(f"{told}\n  {command}")
+            for row in group.rows:
+                yield Text(f"{row.system.label} {mark(row)}\n  {row.made_by.command}")
+            yield Text("")
+            yield from (Text(note, style="dim") for note in made_notes(group))
             yield from beside.terminal(group.published, WIDTH)
         yield Text("")
     yield from (Text(line) for line in remarks)
@@ -210,18 +212,19 @@ def markdown(
             for head in block.heads
         ]
         rows = [
-            [label, *(text.plain for block in blocks for text in block.rows[index])]
+            [label, *(_marked(text) for block in blocks for text in block.rows[index])]
             for index, label in enumerate(labels)
         ]
         group = by_title.get(name)
         if group:
             columns.append("made by")
-            made = (row.made_by for row in group.rows)
-            rows = [[*row, f"`{one.command}`"] for row, one in zip(rows, made, strict=True)]
+            rows = [
+                [*cells, f"`{row.made_by.command}` {mark(row)}"]
+                for cells, row in zip(rows, group.rows, strict=True)
+            ]
+            notes = [*notes, *made_notes(group)]
         parts += [f"## {name}", _table(["", *columns], rows), _listed(notes)]
-        if group:
-            parts += _published(group)
-            parts.append(_listed(f"{told}" for told, _ in commands(group)))
+        parts += _published(group) if group else ()
     return "\n\n".join(parts) + "\n"
 
 
@@ -240,6 +243,12 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return str(tabulate(escaped, headers=columns, tablefmt="github", disable_numparse=True))
 
 
+def _marked(text: Text) -> str:
+    """A cell for Markdown: bold stays bold, and marks stay marks."""
+    plain = _escaped(text.plain.strip())
+    return f"**{plain}**" if text.style == "bold" and plain else plain
+
+
 def _listed(lines: Any) -> str:
     return "\n".join(f"- {_escaped(line)}" for line in lines)
 
@@ -255,8 +264,6 @@ def records(
     command: str,
 ) -> dict[str, Any]:
     """Everything at full precision, for JSON."""
-    from dataclasses import asdict
-
     return {
         "schema": SCHEMA,
         "command": command,
@@ -319,11 +326,8 @@ def main(
         sys.exit(2)
     groups.sort(key=lambda group: (group.compared.dataset, group.compared.split))
     remarks = [*found.sentences(), *lacking, *bars(benchmarks)]
-    named = "".join(f" --runs {folder.resolve().name}" for folder in folders)
-    only = "".join(f" --dataset {name}" for name in datasets)
-    command = f"python benchmarks/evidence.py{named} --data-dir {data_dir.resolve().name}{only}"
+    command = command_of("evidence.py")
     if out is not None:
-        command += f" --out {out.name}"
         try:
             write_json(out.with_suffix(".json"), records(groups, benchmarks, remarks, command))
             partial = out.with_name(f"{out.name}.partial")

@@ -21,6 +21,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from making import made_by
 from PIL import Image
 from rich import box
 from rich.table import Table
@@ -90,7 +91,14 @@ def main(
     )
     console.result(table)
     if report is not None:
-        facts = {"machine": compute.describe(), "batch_size": batch_size, "rows": rows}
+        facts = {
+            **made_by("extract.py"),
+            "machine": compute.describe(),
+            "items": items,
+            "precision": precision,
+            "batch_size": batch_size,
+            "rows": rows,
+        }
         report.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class Entry:
         met: whether the figure reaches the bar; None where there is no bar, or no other side.
         memory_mib: by how much our memory rose, or its peak; None where it was not measured.
         their_memory_mib: the same of the other side.
+        over_floor: how many times its arithmetic floor our time is; None where it has none.
         note: what else there is to say.
     """
 
@@ -51,6 +53,7 @@ class Entry:
     met: bool | None = None
     memory_mib: float | None = None
     their_memory_mib: float | None = None
+    over_floor: float | None = None
     note: str = ""
 
     @property
@@ -167,21 +170,14 @@ def _beside_mmrec(facts: Facts) -> Iterator[Entry]:
             met=None if ratio is None else ratio >= needed,
             memory_mib=one["memory_mib"],
             their_memory_mib=one["toolbox_memory_mib"],
-            note="; ".join(
-                filter(
-                    None,
-                    (
-                        f"{one['distance_from_floor']:.1f} times its arithmetic floor",
-                        _absent(one),
-                    ),
-                )
-            ),
+            over_floor=one["distance_from_floor"],
+            note=_absent(one),
         )
 
 
 def _absent(one: Facts) -> str:
     reason = one.get("toolbox_absent", "")
-    return f"no other side: {reason}" if reason else ""
+    return f"no other side, {reason}" if reason else ""
 
 
 def _beside_recbole(facts: Facts) -> Iterator[Entry]:
@@ -196,6 +192,9 @@ def _beside_recbole(facts: Facts) -> Iterator[Entry]:
             ratio=ratio,
             bar=f"{sequential.NEEDED:g} times",
             met=None if ratio is None else ratio >= sequential.NEEDED,
+            over_floor=statistics.median(one["times_s"]) / one["floor_s"]
+            if "floor_s" in one
+            else None,
         )
 
 
@@ -317,7 +316,7 @@ KINDS: Mapping[str, _Kind] = {
 def heads(benchmark: Benchmark) -> list[str]:
     """The heads of the columns of `cells`, the work left out."""
     theirs = benchmark.beside or "theirs"
-    return ["unit", "ours", theirs, "ratio", "bar", "", "MiB", "their MiB"]
+    return ["unit", "ours", theirs, "ratio", "/floor", "bar", "", "MiB", "their MiB"]
 
 
 def cells(entry: Entry) -> list[str]:
@@ -326,6 +325,7 @@ def cells(entry: Entry) -> list[str]:
         entry.unit,
         *("-" if figure is None else significant(figure) for figure in (entry.ours, entry.theirs)),
         fixed(entry.ratio, 3 if entry.ratio is not None and entry.ratio < 1 else 1),
+        fixed(entry.over_floor, 1),
         entry.bar or "-",
         entry.verdict,
         *(fixed(memory, 0) for memory in (entry.memory_mib, entry.their_memory_mib)),

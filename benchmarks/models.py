@@ -26,6 +26,7 @@ import torch
 from engine import BABY, counts, number, seconds
 from floors import evaluation_floor, update_floor
 from machine import Machine, Part, measure_memory
+from making import made_by
 from public_toolbox import PublicToolbox
 from recording import Recorder, parts
 from rich import box
@@ -587,6 +588,7 @@ def main(
                 results += bench.measure(name)
                 if json_file:  # after every model: a long run that is cut short keeps its figures
                     facts = {
+                        **made_by("models.py"),
                         "caption": caption(bench, columns, load),
                         "environment": compute.describe(),
                         "shims": toolbox.shims if toolbox else [],

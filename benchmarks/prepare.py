@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import click
 import numpy as np
 import polars as pl
+from making import made_by
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
@@ -312,7 +313,8 @@ def main(
         results.append(one)
     show(results)
     if file is not None:
-        report = {"threads": threads, "results": [asdict(one) for one in results]}
+        results_of = [asdict(one) for one in results]
+        report = {**made_by("prepare.py"), "threads": threads, "results": results_of}
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

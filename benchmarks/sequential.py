@@ -31,6 +31,7 @@ import click
 import numpy as np
 import torch
 from machine import Machine, Part
+from making import made_by
 from recording import Recorder, parts
 from rich import box
 from rich.table import Table
@@ -380,7 +381,12 @@ def main(
             }
             for one in work
         ]
-        facts = {"caption": caption, "environment": compute.describe(), "results": figures}
+        facts = {
+            **made_by("sequential.py"),
+            "caption": caption,
+            "environment": compute.describe(),
+            "results": figures,
+        }
         report.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
