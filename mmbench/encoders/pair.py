@@ -259,6 +259,16 @@ def label(address: str) -> str:
     return "+".join(shown)
 
 
+def names_of(address: str) -> tuple[str, str]:
+    """Names of the text and of the vision encoder, without folders.
+
+    Raises:
+        ConfigError: it does not name two.
+    """
+    names, _ = _named(address)
+    return names["textual"], names["visual"]
+
+
 def _named(address: str) -> tuple[dict[str, str], dict[str, Path | None]]:
     """Names of the two encoders, and folders of their weights, of "TEXT[=DIR]+VISION[=DIR]"."""
     halves = [

@@ -19,8 +19,10 @@ from typing import Any, Literal
 
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import NeuralEncoder
+from mmbench.encoders.pair import names_of
 
 Paradigm = Literal["pt", "ft", "ete", "table", "fixed", "ids"]
+PAIR = "pair"
 TUNED_SUFFIX = "-ft"
 """At the end of the name of a fine-tuned encoder's sets, where none was asked for."""
 KEPT = ("objective", "chosen_epoch", "chosen_step", "steps", "helped", "weights_sha256")
@@ -31,7 +33,8 @@ def of_stored(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Encoder and paradigm of a feature set, from its manifest; plain values.
 
     The encoder of a fine-tuned set is the one that it was fine-tuned from, so that both are found
-    under one name.
+    under one name. A pair goes by its two encoders, as it has no vectors before it learnt: what
+    it is compared with are theirs.
     """
     name = str(manifest.get("encoder", ""))
     origin = manifest.get("origin")
@@ -54,8 +57,13 @@ def of_live(
         tune: "none" where nothing of it learns.
         tuned: how its first weights were fine-tuned, where they were.
     """
-    parts = [part for part in (*name.split(":", 1), variant) if part]
-    called = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts)
+    key, _, model = name.partition(":")
+    if key == PAIR and tuned is not None and not model:
+        called = _of_pair(str((tuned.get("base") or {}).get("model", "")))
+    elif key == PAIR and model:
+        called = _of_pair("+".join(names_of(model)))
+    else:
+        called = _joined(key, model, variant)
     paradigm = "ete" if tune != "none" else "pt" if tuned is None else "ft"
     began = {} if tuned is None else {"finetuned": told(tuned)}
     return {"encoder": called, "paradigm": paradigm, **began}
@@ -71,6 +79,17 @@ def told(tuned: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _joined(*parts: str | None) -> str:
+    """Names as one, in the letters that names of sets have."""
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts if part)
+
+
+def _of_pair(model: str) -> str:
+    """TEXT+VISION as stored vectors of the two are called where a model is given both."""
+    text, plus, vision = model.partition("+")
+    return f"{_joined(*vision.split(':', 1))}+{_joined(*text.split(':', 1))}" if plus else PAIR
+
+
 def _base_name(name: str, manifest: Mapping[str, Any]) -> str:
     """What the set would be called had its encoder not been fine-tuned."""
     settings = manifest.get("settings")
@@ -80,7 +99,10 @@ def _base_name(name: str, manifest: Mapping[str, Any]) -> str:
         return name.removesuffix(TUNED_SUFFIX)
     registered, usual = known
     encoder = settings.get("encoder")
-    variant = encoder.get("variant") if isinstance(encoder, Mapping) else None
+    encoder = encoder if isinstance(encoder, Mapping) else {}
+    if registered == PAIR:
+        return _of_pair(str(encoder.get("model", "")))
+    variant = encoder.get("variant")
     return registered if variant in (None, usual) else f"{registered}-{variant}"
 
 

@@ -74,3 +74,14 @@ def test_an_encoder_in_a_recipe_is_end_to_end_where_it_learns(tune, tuned, parad
 def test_the_model_of_a_general_encoder_is_part_of_its_name():
     said = of_live("hf:org/some model", "mean", "top", None)
     assert said["encoder"] == "hf-org-some-model-mean"
+
+
+def test_a_pair_goes_by_its_two_encoders_however_it_was_named():
+    tuned = {**TUNED, "base": {"kind": "Pair", "model": "minilm-l6+timm:resnet18.a1"}}
+    one = stored("pair-minilm-l6-timm-resnet18.a1-ft", kind="Pair", tuned=tuned)
+    one["settings"]["encoder"]["model"] = tuned["base"]["model"]
+    name = "timm-resnet18.a1+minilm-l6"  # as of visual: timm-resnet18.a1, textual: minilm-l6
+    assert of_stored(one)["encoder"] == name
+    for address in ("minilm-l6+timm:resnet18.a1", "minilm-l6=some/dir+timm:resnet18.a1=other"):
+        assert of_live(f"pair:{address}", None, "full", None)["encoder"] == name
+    assert of_live("pair", None, "full", tuned)["encoder"] == name
