@@ -221,12 +221,12 @@ def guess_value(rng: random.Random, param: click.Parameter, root: Path) -> str:
 
 def guess_setting(rng: random.Random) -> str:
     """A value of --set: a key of the recipe, or of none, and anything."""
-    from mmbench import recipe
+    from mmbench import recipe_keys
 
     parts = {
-        "training": recipe.Training,
-        "protocol": recipe.Protocol,
-        "evaluation": recipe.Evaluation,
+        "training": recipe_keys.Training,
+        "protocol": recipe_keys.Protocol,
+        "evaluation": recipe_keys.Evaluation,
     }
     section = rng.choice((*parts, "model", "features", "", "nosuch"))
     keys = [*parts[section].model_fields] if section in parts else ["name", "visual", "dim", "x"]

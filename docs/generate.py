@@ -175,16 +175,16 @@ def _bounds(bounds: Sequence[Any]) -> Iterator[str]:
 
 def sections() -> dict[str, type[BaseModel]]:
     """The parts of a recipe, the whole of it first, found by listing."""
-    from mmbench import recipe
+    from mmbench import recipe_keys
     from mmbench.search_space import Dimension
 
     classes = [
         value
-        for value in vars(recipe).values()
-        if inspect.isclass(value) and issubclass(value, recipe.Section) and value.model_fields
+        for value in vars(recipe_keys).values()
+        if inspect.isclass(value) and issubclass(value, recipe_keys.Section) and value.model_fields
     ]
-    named = {one.__name__: one for one in classes if not one.__name__.startswith("_")}
-    whole = next(one for one in classes if one.__name__.startswith("_"))
+    named = {one.__name__: one for one in classes}
+    whole = named.pop(recipe_keys.Shape.__name__)
     return {"The recipe": whole, **named, "Dimension": Dimension}
 
 
@@ -204,7 +204,7 @@ def recipe_part() -> str:
 def protocols() -> dict[str, str]:
     """Pages of protocols: presets of recipes, and definitions of cold start."""
     from mmbench.cli.cold_start import cold_start
-    from mmbench.recipe import PROTOCOLS
+    from mmbench.recipe_keys import PROTOCOLS
 
     definition = next(param for param in cold_start.params if param.name == "definition")
     cold = [f"cold-start-{name}" for name in definition.type.choices]  # type: ignore[attr-defined]
@@ -213,7 +213,7 @@ def protocols() -> dict[str, str]:
 
 def protocol_part(name: str) -> str:
     """What a preset fixes, beside the default."""
-    from mmbench.recipe import PROTOCOLS, Protocol
+    from mmbench.recipe_keys import PROTOCOLS, Protocol
 
     preset = PROTOCOLS[name]
     values = Protocol.model_validate(name)
@@ -245,7 +245,7 @@ def cold_part(name: str) -> str:
 def models_part() -> str:
     """Every model with its settings."""
     from mmbench.models.base import MODELS
-    from mmbench.recipe import shipped_recipes
+    from mmbench.recipe_files import shipped_recipes
 
     recipes = shipped_recipes()
     rows, parts = [], []

@@ -11,7 +11,8 @@ from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import NeuralEncoder
 from mmbench.engine.inputs import check_modalities
 from mmbench.engine.live import _options
-from mmbench.recipe import SHIPPED, load_recipe, shipped_recipes
+from mmbench.recipe import load_recipe
+from mmbench.recipe_files import SHIPPED, shipped_recipes
 from mmbench.report.layouts import LAYOUTS
 from mmbench.report.publications import published_dataset
 

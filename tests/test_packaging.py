@@ -5,7 +5,7 @@ from __future__ import annotations
 import configparser
 from pathlib import Path
 
-from mmbench.recipe import SHIPPED
+from mmbench.recipe_files import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,8 @@ from mmbench.encoders.neural import NeuralEncoder
 from mmbench.engine.inputs import check_modalities
 from mmbench.engine.live import _options
 from mmbench.models.base import MODELS
-from mmbench.recipe import SHIPPED, load_recipe, shipped_recipes
+from mmbench.recipe import load_recipe
+from mmbench.recipe_files import SHIPPED, shipped_recipes
 
 NAMES = [name for name in shipped_recipes() if name.startswith("mmsr-paper/")]
 TABLES = {2: 11, 3: 12, 4: 12, 5: 15, 6: 5, 7: 4, 11: 7, 12: 5, 13: 6, 14: 6}

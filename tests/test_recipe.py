@@ -6,14 +6,8 @@ from typing import Any
 import pytest
 
 from mmbench.errors import ConfigError, UnknownNameError
-from mmbench.recipe import (
-    Recipe,
-    apply_settings,
-    load_recipe,
-    read_recipe,
-    shipped_recipes,
-    system_hash,
-)
+from mmbench.recipe import Recipe, load_recipe, system_hash
+from mmbench.recipe_files import apply_settings, read_recipe, shipped_recipes
 
 VBPR = {"dataset": "demo", "model": {"name": "vbpr"}}
 

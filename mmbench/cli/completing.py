@@ -17,6 +17,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from mmbench.recipe_files import shipped_recipes
 from mmbench.registry import Registry
 
 CUTOFFS = (5, 10, 20, 50)
@@ -26,22 +27,12 @@ Completer = Callable[[click.Context, click.Parameter, str], Iterable[str]]
 def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> Iterable[str]:
     """Models, shipped recipes, and recipe files on the disk."""
     from_disk = _beginning(incomplete, "*.yaml")
-    return [*models(ctx, param, incomplete), *shipped(), *from_disk]
+    return [*models(ctx, param, incomplete), *shipped_recipes(), *from_disk]
 
 
 def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> Iterable[str]:
     """Names of models."""
     return Registry[Any]("model", "mmbench.models", "register_model").names()
-
-
-def shipped() -> list[str]:
-    """Names `<dataset>/<model>` of the shipped recipes; `mmbench.recipe` would load torch."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "recipes", package.parent / "recipes"):
-        if folder.is_dir():
-            found = folder.rglob("*.yaml")
-            return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in found)
-    return []
 
 
 def encoders(ctx: click.Context, param: click.Parameter, incomplete: str) -> Iterable[str]:

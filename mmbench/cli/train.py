@@ -64,7 +64,8 @@ def train(
     )
     from mmbench.cli.tuning import asked_tuning, check_free, tune_and_print
     from mmbench.models.base import MODELS
-    from mmbench.recipe import load_recipe, shipped_recipes
+    from mmbench.recipe import load_recipe
+    from mmbench.recipe_files import shipped_recipes
     from mmbench.report.listing import models_table
     from mmbench.studies.training import train_recipes
 

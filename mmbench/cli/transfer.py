@@ -132,7 +132,8 @@ def transfer(
     from mmbench.errors import UnknownNameError
     from mmbench.modality import MODALITIES
     from mmbench.models.base import MODELS
-    from mmbench.recipe import Recipe, apply_settings, load_recipe
+    from mmbench.recipe import Recipe, load_recipe
+    from mmbench.recipe_files import apply_settings
     from mmbench.studies import transfer as study
     from mmbench.studies.transferred import findings, rung_notes
 

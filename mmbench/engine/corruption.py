@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mmbench import seeding
 from mmbench.metrics.lists import BoolArray
-from mmbench.recipe import Corruption
+from mmbench.recipe_keys import Corruption
 
 
 def corrupted(

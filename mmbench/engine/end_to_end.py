@@ -39,7 +39,7 @@ from mmbench.engine.live import CHUNK, LiveItemEncoder, autocast_in, filled
 from mmbench.errors import ConfigError
 from mmbench.models.base import Recommender
 from mmbench.models.fusion import FeatureTables
-from mmbench.recipe import EncoderTraining
+from mmbench.recipe_keys import EncoderTraining
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.lists import IntArray
 from mmbench.modality import MODALITIES
 from mmbench.models.base import MODELS, Interactions, ItemFeatures
-from mmbench.recipe import Corruption, RunRecipe, UserSubset
+from mmbench.recipe import RunRecipe
+from mmbench.recipe_keys import Corruption, UserSubset
 
 
 @dataclass(frozen=True)

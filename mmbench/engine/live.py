@@ -41,7 +41,7 @@ from mmbench.engine.live_contents import FOLDER, Pictures, Rows, Texts, kept
 from mmbench.engine.shards import canonical_hash
 from mmbench.errors import ConfigError, DataError, MMBenchError
 from mmbench.models.base import ItemEncoder, ItemFeatures
-from mmbench.recipe import LiveEncoder
+from mmbench.recipe_keys import LiveEncoder
 from mmbench.seeding import integer
 
 CHUNK = {"cpu": 32, "cuda": 256}

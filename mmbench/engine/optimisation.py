@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmbench.models.base import ItemEncoder
-from mmbench.recipe import Schedule, Training
+from mmbench.recipe_keys import Schedule, Training
 
 
 def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@ from mmbench.engine.inputs import Inputs
 from mmbench.engine.spaces import check_spaces
 from mmbench.errors import ConfigError, DataError
 from mmbench.models.base import MODELS, ItemFeatures, Recommender
-from mmbench.recipe import RunRecipe, StartFrom
+from mmbench.recipe import RunRecipe
+from mmbench.recipe_keys import StartFrom
 from mmbench.runs import Run, open_run
 
 KEY = "training.start_from"

@@ -33,7 +33,7 @@ from mmbench.engine.exchange import sum_gradients
 from mmbench.engine.optimisation import clipped_groups, make_optimizer
 from mmbench.errors import TrainingError
 from mmbench.models.base import Recommender
-from mmbench.recipe import Training
+from mmbench.recipe_keys import Training
 
 SMALLEST_SCALE = 2.0**-20
 """Of float16's losses; below it no gradient has been finite for some forty steps."""

@@ -30,7 +30,9 @@ from mmbench.engine.start import KEY, sizes_of_inputs, what_moves
 from mmbench.engine.train import build_model
 from mmbench.errors import ConfigError
 from mmbench.models.base import MODELS
-from mmbench.recipe import SEED_MARK, Recipe, RunRecipe, apply_settings, shipped_recipes
+from mmbench.recipe import Recipe, RunRecipe
+from mmbench.recipe_files import apply_settings, shipped_recipes
+from mmbench.recipe_keys import SEED_MARK
 from mmbench.runs import Run
 from mmbench.studies.training import Events, Workplace, data_key, train_recipes
 

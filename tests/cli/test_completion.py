@@ -15,7 +15,7 @@ import pytest
 from mmbench.cli.completing import BY_NAME
 from mmbench.cli.main import VARIABLE, cli
 from mmbench.models.base import MODELS
-from mmbench.recipe import shipped_recipes
+from mmbench.recipe_files import shipped_recipes
 
 
 @pytest.fixture

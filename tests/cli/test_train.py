@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mmbench.recipe import shipped_recipes
+from mmbench.recipe_files import shipped_recipes
 
 RECIPE = {
     "dataset": "tiny",

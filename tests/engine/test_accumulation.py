@@ -25,7 +25,8 @@ from mmbench.errors import TrainingError
 from mmbench.models.base import Batch, Interactions, Recommender
 from mmbench.models.bpr_mf import BPRMF
 from mmbench.models.sequential.sasrec import SASRec, SASRecConfig
-from mmbench.recipe import Recipe, RunRecipe, Training
+from mmbench.recipe import Recipe, RunRecipe
+from mmbench.recipe_keys import Training
 from mmbench.runs import Run
 
 CPU = choose("cpu")

@@ -8,7 +8,8 @@ import pytest
 from mmbench.engine.corruption import corrupted
 from mmbench.engine.inputs import load_inputs
 from mmbench.errors import ConfigError
-from mmbench.recipe import Corruption, Recipe
+from mmbench.recipe import Recipe
+from mmbench.recipe_keys import Corruption
 
 N = 40
 

@@ -30,7 +30,8 @@ from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError
 from mmbench.models.base import Batch, Recommender
 from mmbench.models.fusion import FeatureTables
-from mmbench.recipe import Recipe, RunRecipe, apply_settings, system_hash
+from mmbench.recipe import Recipe, RunRecipe, system_hash
+from mmbench.recipe_files import apply_settings
 from mmbench.runs import open_run
 
 CPU = choose("cpu")

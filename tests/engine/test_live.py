@@ -26,7 +26,8 @@ from mmbench.engine.live_contents import FOLDER, kept
 from mmbench.engine.train import build_model, train_run
 from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError, DataError
-from mmbench.recipe import LiveEncoder, Recipe
+from mmbench.recipe import Recipe
+from mmbench.recipe_keys import LiveEncoder
 from mmbench.runs import open_run
 
 CPU = choose("cpu")

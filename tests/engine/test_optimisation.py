@@ -12,7 +12,7 @@ from mmbench.engine.device import choose
 from mmbench.engine.optimisation import make_optimizer, parameter_groups
 from mmbench.engine.step import Step
 from mmbench.models.base import Batch, ItemEncoder, Recommender
-from mmbench.recipe import Training
+from mmbench.recipe_keys import Training
 
 
 class Encoder(ItemEncoder):

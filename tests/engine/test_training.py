@@ -23,7 +23,8 @@ from mmbench.engine.optimisation import learning_rate_factor
 from mmbench.engine.train import build_model, make_ranker, run_path, train_run
 from mmbench.errors import ConfigError, DataError, TrainingError, UnknownNameError
 from mmbench.metrics.base import parse_metric
-from mmbench.recipe import Recipe, RunRecipe, Schedule
+from mmbench.recipe import Recipe, RunRecipe
+from mmbench.recipe_keys import Schedule
 from mmbench.runs import Run, open_run, read_manifest
 
 CPU = choose("cpu")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmbench.models.base import MODELS
-from mmbench.recipe import SHIPPED, load_recipe, read_recipe, shipped_recipes
+from mmbench.recipe import load_recipe
+from mmbench.recipe_files import SHIPPED, read_recipe, shipped_recipes
 
 # A paper's tables: see tests/test_paper_recipes.py and tests/test_encoder_paper_recipes.py.
 # And what gated and scheduled ensembles are measured against: tests/studies/test_between.py.

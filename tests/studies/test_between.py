@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from mmbench.cli.main import cli
 from mmbench.engine.device import choose
-from mmbench.recipe import Recipe, load_recipe, shipped_recipes
+from mmbench.recipe import Recipe, load_recipe
+from mmbench.recipe_files import shipped_recipes
 from mmbench.report.html.content import Figure, Gallery
 from mmbench.studies.ablation import Asked, design
 from mmbench.studies.findings import Finding, findings
