@@ -1,4 +1,4 @@
-"""The recipes of the tables of arXiv 2310.20343."""
+"""The recipes of the tables of arXiv 2310.20343, and its paradigms in one recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 
 from mmbench.encoders.base import ENCODERS
-from mmbench.encoders.neural import NeuralEncoder
+from mmbench.encoders.neural import NeuralEncoder, Options
+from mmbench.encoders.pair import label
+from mmbench.engine.extract import set_name
 from mmbench.engine.inputs import check_modalities
 from mmbench.engine.live import _options
 from mmbench.recipe import load_recipe
@@ -128,3 +130,35 @@ def test_it_says_what_to_expect_and_how_it_is_run_and_shown(name):
     assert f"# Table:    mmbench compare runs/* --layout {layout} --published" in head
     assert f"# Run:      mmbench train {name}" in head
     assert max(map(len, head)) <= 100
+
+
+def test_one_recipe_holds_two_models_and_three_encoders_in_all_three_paradigms():
+    name = "movielens-100k/paradigms"
+    runs = [run for run in load_recipe(name).expand() if run.seed == 0]
+    stored = [
+        *((f"{one}{how}",) * 2 for one in (CLIP, VLMO) for how in ("", "-ft")),
+        ("minilm-l6", "resnet50"),
+        ("pair-minilm-l6-resnet50-ft",) * 2,
+    ]
+    live = [(one,) * 2 for one in (CLIP, VLMO, "pair:minilm-l6+resnet50")]
+    found = Counter()
+    for run in runs:
+        check_modalities(run)
+        given = run.features or {m: how.name for m, how in run.encoders.items()}
+        found[run.model, given["textual"], given["visual"], bool(run.encoders)] += 1
+        assert (run.training.encoder is not None) == bool(run.encoders)
+        for modality, how in run.encoders.items():
+            key, _, model = how.name.partition(":")
+            kind = ENCODERS.get(key).obj
+            assert modality in kind(_options(kind, modality, how, model)).modalities
+    cells = [(*one, False) for one in stored] + [(*one, True) for one in live]
+    assert found == Counter((model, *cell) for model in ("vbpr", "lattice") for cell in cells)
+    assert len({run.label for run in runs}) == len(runs) == 18
+    # What is compared differs in nothing else.
+    assert len({(run.training.epochs, run.training.batch_size) for run in runs}) == 1
+    head = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"# Run:      mmbench train {name}\n" in head
+    pair = "pair:minilm-l6+resnet50"
+    assert f"--encoder {pair} " in head
+    called = set_name("pair", Options(model=label(pair.partition(":")[2])))
+    assert f"{called}-ft" == stored[-1][0]
