@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,31 @@ SPENT = slice(2, 5)
 EARLIER = "†"
 
 
-def sections(
-    groups: Sequence[Quality], benchmarks: Sequence[Benchmark]
-) -> Iterator[tuple[str, list[str], list[Block], list[str]]]:
-    """Every table: its title, the labels of its rows, its columns, and what is said below it."""
+@dataclass(frozen=True)
+class Section:
+    """One table: what stands above it, its rows and columns, and what is said below it."""
+
+    title: str
+    labels: list[str]
+    blocks: list[Block]
+    notes: list[str]
+    group: Quality | None = None
+    """The systems in its rows; None where they are figures of a benchmark."""
+
+
+def sections(groups: Sequence[Quality], benchmarks: Sequence[Benchmark]) -> Iterator[Section]:
+    """Every table, quality first."""
+    titles = Counter(captions.title(group.compared) for group in groups)
     for group in groups:
+        head = captions.title(group.compared)
+        if titles[head] > 1:  # splits that share a name
+            split = group.rows[0].system.runs[0].manifest["split"]
+            head += f" ({str(split['fingerprint'])[:8]})"
         labels = [row.system.label for row in group.rows]
-        yield captions.title(group.compared), labels, quality_blocks(group), quality_notes(group)
+        yield Section(head, labels, quality_blocks(group), quality_notes(group), group)
     for one in benchmarks:
         labels = [entry.work for entry in one.entries]
-        yield title(one), labels, [measured_block(one)], measured_notes(one)
+        yield Section(title(one), labels, [measured_block(one)], measured_notes(one))
 
 
 def quality_blocks(group: Quality) -> list[Block]:
@@ -177,15 +193,16 @@ def show(
     groups: Sequence[Quality], benchmarks: Sequence[Benchmark], remarks: Sequence[str]
 ) -> Iterator[Any]:
     """Everything for the terminal."""
-    by_title = {captions.title(group.compared): group for group in groups}
-    for name, labels, blocks, notes in sections(groups, benchmarks):
-        yield Text(name, style="bold")
-        for table in tables(labels, blocks, WIDTH, head="System" if name in by_title else "work"):
+    for section in sections(groups, benchmarks):
+        group = section.group
+        yield Text(section.title, style="bold")
+        head = "work" if group is None else "System"
+        for table in tables(section.labels, section.blocks, WIDTH, head=head):
             yield Text("")
             yield table
         yield Text("")
-        yield from (Text(note, style="dim") for note in notes)
-        if group := by_title.get(name):
+        yield from (Text(note, style="dim") for note in section.notes)
+        if group:
             yield Text("\nMade by\n", style="bold")
             for row in group.rows:
                 yield Text(f"{row.system.label} {mark(row)}\n  {row.made_by.command}")
@@ -203,19 +220,18 @@ def markdown(
     command: str,
 ) -> str:
     """Everything as Markdown, one row per system."""
-    by_title = {captions.title(group.compared): group for group in groups}
     parts = [f"# {HEAD}", f"Made by `{command}`.", *(_escaped(line) for line in remarks)]
-    for name, labels, blocks, notes in sections(groups, benchmarks):
+    for section in sections(groups, benchmarks):
+        group, notes = section.group, section.notes
         columns = [
             " ".join(filter(None, (*block.titles, head)))
-            for block in blocks
+            for block in section.blocks
             for head in block.heads
         ]
         rows = [
-            [label, *(_marked(text) for block in blocks for text in block.rows[index])]
-            for index, label in enumerate(labels)
+            [label, *(_marked(text) for block in section.blocks for text in block.rows[index])]
+            for index, label in enumerate(section.labels)
         ]
-        group = by_title.get(name)
         if group:
             columns.append("made by")
             rows = [
@@ -223,7 +239,7 @@ def markdown(
                 for cells, row in zip(rows, group.rows, strict=True)
             ]
             notes = [*notes, *made_notes(group)]
-        parts += [f"## {name}", _table(["", *columns], rows), _listed(notes)]
+        parts += [f"## {section.title}", _table(["", *columns], rows), _listed(notes)]
         parts += _published(group) if group else ()
     return "\n\n".join(parts) + "\n"
 

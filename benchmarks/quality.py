@@ -26,9 +26,9 @@ from mmbench.report.systems import (
     group_runs,
     resolved_recipe,
 )
-from mmbench.runs import Run, open_run, read_manifest
+from mmbench.runs import Part, Run, open_run, read_manifest
 
-PART = "test"
+PART: Part = "test"
 NEXT_ITEM = "mmsr"
 """The protocol whose runs are judged as sequential models are."""
 GENERAL_METRICS, SEQUENTIAL_METRICS = ("recall@20", "ndcg@20"), ("hr@10", "ndcg@10")
