@@ -66,17 +66,16 @@ def display() -> Iterator[Events]:
         def epoch(plan: RunRecipe, record: Record, progress: Progress) -> None:
             if "memory" in record:
                 console.warn(f"{plan.label} seed {plan.seed}: {record['memory']}")
-            best = f"{progress.best_value:.4f} at epoch {progress.best_epoch}"
-            status = f"best {plan.training.select_by} {best}"
+            status = ""
+            if progress.best_epoch:  # none yet where evaluations are epochs apart
+                best = f"{progress.best_value:.4f} at epoch {progress.best_epoch}"
+                status = f"best {plan.training.select_by} {best}"
             if bars.disable and time.monotonic() - state["said"] >= LOG_EVERY_S:
                 state["said"] = time.monotonic()
                 where = f"epoch {record['epoch']} of at most {plan.training.epochs}"
-                console.note(f"{plan.label} seed {plan.seed}: {where}, {status}")
-            bars.update(
-                state["run"],
-                completed=record["epoch"],
-                status=status if progress.best_epoch else "",
-            )
+                said = ", ".join(part for part in (where, status) if part)
+                console.note(f"{plan.label} seed {plan.seed}: {said}")
+            bars.update(state["run"], completed=record["epoch"], status=status)
 
         def done(plan: RunRecipe, run: Run, was_finished: bool) -> None:
             bars.remove_task(state["run"])
