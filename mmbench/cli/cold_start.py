@@ -99,7 +99,7 @@ def cold_start(
         raise click.UsageError("--scope and --below belong to --definition sequences")
     if definition == "sequences" and split_seed is not None:
         raise click.UsageError("--split-seed belongs to --definition items")
-    from mmbench.cli.training import display, ensure_demo, workplace
+    from mmbench.cli.training import display, ensure_demo, warn_of_no_features, workplace
     from mmbench.cli.tuning import asked_tuning, check_free, tell_searches, tuned
     from mmbench.metrics.base import parse_metric
     from mmbench.recipe import load_recipe
@@ -124,6 +124,8 @@ def cold_start(
     )
     study.check_request(loaded, baseline, deepest)
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
+    for recipe in loaded:
+        warn_of_no_features(recipe)
     ensure_demo(loaded[0].shape.dataset, data_dir)
     if tuning is not None:
         check_free(loaded, settings, {})

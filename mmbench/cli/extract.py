@@ -142,6 +142,7 @@ def extract(
     Examples:
       mmbench extract mydata
       mmbench extract mydata --encoder minilm-l6 --encoder clip-vit-b16
+      mmbench extract mydata --encoder clip-vit-b16 --weights FOLDER
       mmbench extract mydata --encoder timm:convnext_tiny.fb_in1k --download
       mmbench extract mydata --encoder clip-vit-b16 --finetune --batch-size 256
       mmbench extract mydata --from visual__clip-vit-b16 --whiten zca

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from mmbench.errors import DataError, UnknownNameError
 
 if TYPE_CHECKING:
     from mmbench.data.prepare import PrepareResult
+    from mmbench.data.source import Source
 
 
 @click.command("prepare")
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
     "--list", "listing", is_flag=True, help="List datasets and layouts, and what is here."
 )
 @click.option(
-    "--about", is_flag=True, help="Print what is known of a dataset: files, terms, citation, sizes."
+    "--about",
+    is_flag=True,
+    help="Print what is known of a dataset (files, terms, citation, sizes), or what a folder of a "
+    "layout holds, for example plain.",
 )
 @click.option("--describe", is_flag=True, help="Print the statistics of the prepared dataset.")
 @click.option(
@@ -160,6 +166,7 @@ def prepare(
       mmbench prepare --list
       mmbench prepare demo
       mmbench prepare amazon-baby --download --with features
+      mmbench prepare plain --about
       mmbench prepare mydata --source FOLDER --split leave-one-out
       mmbench prepare mydata --describe
     """
@@ -170,7 +177,7 @@ def prepare(
     if name is None:
         raise click.UsageError("name a dataset, or see what there is with --list")
     if about:
-        _print_card(name, as_json)
+        _print_about(name, as_json)
         return
     # Imported here because polars and the image decoders take a while and --help must not wait.
     from mmbench.data.fetch.web import Web
@@ -281,14 +288,24 @@ def _row(name: str, kind: str, about: str, stored: Sequence[str]) -> dict[str, A
     return {"name": name, "kind": kind, "prepared": name in stored, "about": about}
 
 
-def _print_card(name: str, as_json: bool) -> None:
+def _print_about(name: str, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from mmbench.data.finding import find_known, known_names
+    from mmbench.data.finding import find_known, known_names, sources
 
+    layout = sources().get(name.replace("_", "-"))
+    if layout is not None and layout.layout:
+        _print_layout(name.replace("_", "-"), layout, as_json)
+        return
     known = find_known(name)
     if known is None or known.card is None:
-        raise UnknownNameError("dataset with a card", name, known_names())
+        raise UnknownNameError(
+            "dataset with a card",
+            name,
+            known_names(),
+            hint=f"For data of your own: mmbench prepare {name} --describe; what their folder may "
+            "hold, mmbench prepare plain --about.",
+        )
     if as_json:
         console.text(json.dumps(asdict(known.card), indent=2, default=dict))
         return
@@ -324,3 +341,13 @@ def _print_results(results: Sequence[PrepareResult], describe: bool, as_json: bo
                 console.result(alignment_table(found))
         else:
             console.text(summary_line(facts, result.status))
+
+
+def _print_layout(name: str, source: type[Source], as_json: bool) -> None:
+    # Each layout is one file of `mmbench/data/sources`, which begins with what its folders hold.
+    files = inspect.cleandoc(sys.modules[source.__module__].__doc__ or source.expects)
+    if as_json:
+        facts = {"layout": name, "expects": source.expects, "files": files}
+        console.text(json.dumps(facts, indent=2))
+        return
+    console.text(f"{files}\n\nmmbench prepare NAME --source DIR --format {name}")

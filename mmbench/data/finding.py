@@ -143,11 +143,12 @@ def _look(folder: Path, formats: dict[str, type[Source]], known: Known | None) -
     if not fitting:
         if known is not None:  # its own source says best what is missing
             return Found(known.format, known.source(card), folder, (), str(folder), card)
-        layouts = [n for n in formats if formats[n].layout]
+        layouts = ", ".join(n for n in formats if formats[n].layout)
         held = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise DataError(
-            f"E103 no known layout recognised in {folder} (it holds {held}); expected is "
-            + "; or ".join(f"{n}: {formats[n].expects}" for n in layouts)
+            f"E103 no known layout recognised in {folder} (it holds {held}). Data of your own fit "
+            f"best as plain tables: {formats['plain'].expects}. Known are {layouts}: `mmbench "
+            "prepare LAYOUT --about` tells what such a folder holds"
         )
     found = fitting[0]
     own = known is not None and known.format == found

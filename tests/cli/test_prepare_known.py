@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmbench.data.finding import sources
+
 ZIP = "datasets/movielens/ml-100k.zip"
 
 
@@ -114,6 +116,23 @@ def test_a_card_tells_what_is_known(mmbench: Callable, name: str) -> None:
     card = json.loads(mmbench("prepare", name, "--about", "--output-format", "json").out)
     assert card["page"].startswith("http")
     assert card["files"] or card["by_hand"]
+
+
+def test_a_layout_tells_what_its_folders_hold(mmbench: Callable) -> None:
+    layouts = [name for name, source in sources().items() if source.layout]
+    assert "plain" in layouts
+    for name in layouts:
+        done = mmbench("prepare", name.replace("-", "_"), "--about")
+        assert done.status == 0
+        assert len(done.out.splitlines()) > 3
+        assert done.out.endswith(f"mmbench prepare NAME --source DIR --format {name}\n")
+    facts = json.loads(mmbench("prepare", "plain", "--about", "--output-format", "json").out)
+    assert facts["layout"] == "plain"
+    for word in ("interactions", "item_id", "images/", "features/"):
+        assert word in facts["files"]
+    done = mmbench("prepare", "mine", "--about")
+    assert done.status == 2
+    assert "mmbench prepare plain --about" in " ".join(done.err.split())
 
 
 def test_a_preset_sets_core_and_splits_and_options_come_on_top(mmbench: Callable, site) -> None:

@@ -63,7 +63,9 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def test_the_tests_below_know_every_metric() -> None:
-    assert METRICS.names() == sorted([*RELEVANCE, "coverage", "popularity"])
+    assert METRICS.names() == sorted([*RELEVANCE, "coverage", "popularity"]), (
+        "a new metric needs its literal definition in brute_force, and its name in RELEVANCE"
+    )
 
 
 @given(case=cases(), k=st.integers(1, DEPTH))

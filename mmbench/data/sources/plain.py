@@ -1,11 +1,14 @@
 """Plain tables: CSV, TSV or Parquet, with an item table, pictures and features where there are any.
 
-interactions.{csv,tsv,parquet}   user_id, item_id; rating, timestamp (s, ms, us or ISO-8601)
-and split (train, valid, test or 0, 1, 2) where there are any
-items.{csv,tsv,parquet}          item_id; text fields such as title, brand, categories
-(separated by |), description, text; image: path below images/
-images/<item_id>.jpg             pictures, where the item table has no column `image`
-features/<name>.npy, .ids.txt    a matrix of features and the item_id of each of its rows
+interactions.{csv,tsv,parquet}   user_id, item_id; rating, timestamp (s, ms, us
+                                 or ISO-8601) and split (train, valid, test or
+                                 0, 1, 2) where there are any
+items.{csv,tsv,parquet}          item_id; text fields such as title, brand,
+                                 categories (separated by |), description, text;
+                                 image: path below images/
+images/<item_id>.jpg             pictures (or .jpeg, .png, .webp), where the item
+                                 table has no column `image`
+features/<name>.npy, .ids.txt    features, and the item_id of each of their rows
 
 CSV and TSV may be packed with gzip (interactions.csv.gz).
 """
@@ -57,7 +60,11 @@ class PlainTables(Source):
 
     title = "tables: interactions.csv|tsv|parquet, items.*, images/, features/"
     layout = True
-    expects = "interactions.csv, .tsv (or .gz of them) or .parquet with columns user_id and item_id"
+    expects = (
+        "interactions.csv, .tsv (or .gz of them) or .parquet with columns user_id and item_id, "
+        "and rating, timestamp and split where you have them; items.csv with item_id, title and "
+        "other texts, images/ITEM_ID.jpg and features/NAME.npy where you have them"
+    )
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
