@@ -177,7 +177,7 @@ def compare(
       mmbench compare runs/* --cost --published --alignment
       mmbench compare runs/* --by item-popularity --metric recall@20
       mmbench compare runs/* --by modality-presence --baseline lightgcn
-      mmbench compare runs/* --baseline vbpr --html report.html --out report --tsne
+      mmbench compare runs/* --html report.html --out report --tsne
       mmbench compare runs/* --layout paradigms --published
       mmbench compare runs/new --against runs/main --fail-on-regression
     """

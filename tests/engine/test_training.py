@@ -192,7 +192,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_data: Path, tmp_path: Path) 
     whole = run(recipe, tiny_data, tmp_path / "whole")
     draw = random.Random(5)
     killed = 0
-    for _ in range(4):
+    for _ in range(2):
         command = [sys.executable, "-c", KILLED, json.dumps(recipe.as_dict())]
         process = subprocess.Popen(
             [*command, str(tiny_data), str(tmp_path / "cut")], stdout=subprocess.PIPE

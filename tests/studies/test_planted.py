@@ -18,7 +18,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shop", [1, 2, 3])
+@pytest.mark.parametrize("shop", [2])
 def test_texts_and_pictures_are_found_and_noise_is_not(
     planted: ModuleType, tmp_path: Path, shop: int
 ) -> None:
