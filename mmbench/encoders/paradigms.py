@@ -43,7 +43,12 @@ def of_stored(manifest: Mapping[str, Any]) -> dict[str, Any]:
     tuned = origin.get("finetuned")
     if not isinstance(tuned, Mapping):
         return {"encoder": name, "paradigm": "pt"}
-    return {"encoder": _base_name(name, manifest), "paradigm": "ft", "finetuned": told(tuned)}
+    base = tuned.get("base")
+    if isinstance(base, Mapping) and base.get("kind") == "Pair":
+        name = _of_pair(str(base.get("model", "")))  # what a set's settings do not tell
+    else:
+        name = _base_name(name, manifest)
+    return {"encoder": name, "paradigm": "ft", "finetuned": told(tuned)}
 
 
 def of_live(
@@ -99,10 +104,7 @@ def _base_name(name: str, manifest: Mapping[str, Any]) -> str:
         return name.removesuffix(TUNED_SUFFIX)
     registered, usual = known
     encoder = settings.get("encoder")
-    encoder = encoder if isinstance(encoder, Mapping) else {}
-    if registered == PAIR:
-        return _of_pair(str(encoder.get("model", "")))
-    variant = encoder.get("variant")
+    variant = encoder.get("variant") if isinstance(encoder, Mapping) else None
     return registered if variant in (None, usual) else f"{registered}-{variant}"
 
 

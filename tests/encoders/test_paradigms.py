@@ -79,7 +79,6 @@ def test_the_model_of_a_general_encoder_is_part_of_its_name():
 def test_a_pair_goes_by_its_two_encoders_however_it_was_named():
     tuned = {**TUNED, "base": {"kind": "Pair", "model": "minilm-l6+timm:resnet18.a1"}}
     one = stored("pair-minilm-l6-timm-resnet18.a1-ft", kind="Pair", tuned=tuned)
-    one["settings"]["encoder"]["model"] = tuned["base"]["model"]
     name = "timm-resnet18.a1+minilm-l6"  # as of visual: timm-resnet18.a1, textual: minilm-l6
     assert of_stored(one)["encoder"] == name
     for address in ("minilm-l6+timm:resnet18.a1", "minilm-l6=some/dir+timm:resnet18.a1=other"):
