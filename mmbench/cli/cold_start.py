@@ -123,12 +123,13 @@ def cold_start(
         split_seed=split_seed,
     )
     study.check_request(loaded, baseline, deepest)
+    if tuning is not None:
+        check_free(loaded, settings, {})
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     for recipe in loaded:
         warn_of_no_features(recipe)
     ensure_demo(loaded[0].shape.dataset, data_dir)
     if tuning is not None:
-        check_free(loaded, settings, {})
         planned = study.plan(loaded, how, place)
         found = study.judge_all(
             planned, how, place, tell_searches(tuned(planned, tuning, place), output)
