@@ -81,12 +81,13 @@ def train(
         load_recipe(name, dataset=dataset, seeds=seeds, settings=settings) for name in recipes
     ]
     tuning = asked_tuning(tune, trials, processes, threads, ray)
+    if tuning is not None:
+        check_free(loaded, settings, {})
     place = workplace(data_dir, runs_dir, device, deterministic, checkpoint_every)
     for recipe in loaded:
         warn_of_no_features(recipe)
         ensure_demo(recipe.shape.dataset, data_dir, recipe.shape.protocol.split)
     if tuning is not None:
-        check_free(loaded, settings, {})
         tune_and_print(loaded, tuning, place, output)
         return
     with display() as events:
