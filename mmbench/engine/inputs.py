@@ -159,7 +159,8 @@ def check_modalities(recipe: RunRecipe) -> None:
             usable = ", ".join(sorted(model.modalities)) or "none"
             raise ConfigError(
                 f"{section}.{modality}: {recipe.model} cannot use this modality (usable: "
-                f"{usable}); remove the key"
+                f"{usable}); remove the key. --set reaches every model of a command: one that "
+                "takes other settings goes into a command, or a recipe file, of its own"
             )
     if model.requires_modality and not asked:
         raise ConfigError(

@@ -124,7 +124,7 @@ def read_pairs(
             raise ConfigError(
                 f"batch-size {size} is more than the {len(train)} pairs of {dataset.name} to learn "
                 f"from ({len(chosen)} items with picture and text, {len(held)} of them held out); "
-                f"take at most {len(train)}"
+                f"take at most {len(train)}: --batch-size {len(train)}"
             )
     sizes = np.bincount(groups[train])
     counts |= {
