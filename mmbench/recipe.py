@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -122,8 +123,11 @@ def _told(key: str, value: Any) -> str:
 def _short(value: Any) -> str:
     """A value of a grid in a label; of a whole section its values, each once."""
     if isinstance(value, Mapping):
-        values = [value["name"]] if "name" in value else list(value.values())
-        return _short(values)
+        if "name" in value:
+            # Of a pair without the folders of its weights, which would fill a table's line.
+            name = str(value["name"])
+            return re.sub(r"=[^+]*", "", name) if name.startswith("pair:") else name
+        return _short(list(value.values()))
     if isinstance(value, (list, tuple)):
         return "+".join(dict.fromkeys(_short(one) for one in value if one not in ({}, None)))
     return str(value)

@@ -206,3 +206,11 @@ def test_a_model_name_takes_the_shipped_recipe_or_the_defaults(tmp_path: Path) -
         load_recipe(str(tmp_path / "none.yaml"))
     with pytest.raises(UnknownNameError, match="unknown model"):
         load_recipe("lightgcm")
+
+
+def test_a_label_names_a_pair_without_the_folders_of_its_weights() -> None:
+    pair = {"visual": {"name": "pair:minilm-l6=some/where+timm:resnet18=else/where"}}
+    grid = {"features, encoders, training.encoder": [[{}, pair, "end_to_end"]]}
+    (run,) = recipe(grid=grid).expand()
+    assert run.label == "vbpr (pair:minilm-l6+timm:resnet18+end_to_end)"
+    assert run.encoders["visual"].name == pair["visual"]["name"]
