@@ -176,9 +176,8 @@ def ablate(
         raise click.UsageError("--between compares models; name two or more MODEL|RECIPE")
     if cutoffs and max(cutoffs) > (depth or 1000):
         raise click.UsageError(f"--cutoff {max(cutoffs)} needs --depth {max(cutoffs)} or more")
-    from mmbench.cli.training import display, ensure_demo, workplace
+    from mmbench.cli.training import display, ensure_demo, load_recipes, workplace
     from mmbench.cli.tuning import asked_tuning, check_free, tell_searches, tuned
-    from mmbench.recipe import load_recipe
     from mmbench.report.learned import LearnedTable, learned
     from mmbench.report.systems import group_runs
     from mmbench.studies.ablation import FORM, SIZE, Asked, design
@@ -188,10 +187,8 @@ def ablate(
 
     tuning = asked_tuning(tune, trials, processes, threads, ray)
     reporting.check_places(page, folder, force=force)
-    loaded = [
-        load_recipe(name, dataset=dataset, seeds=seeds, settings=settings)
-        for name in dict.fromkeys(recipes or ("vbpr",))
-    ]
+    names = list(dict.fromkeys(recipes or ("vbpr",)))
+    loaded = load_recipes(names, dataset=dataset, seeds=seeds, settings=settings)
     asked = [Asked("drop", text) for text in drops]
     asked += [Asked("keep", text) for text in keeps]
     asked += [Asked("shuffle", text) for text in shuffles]

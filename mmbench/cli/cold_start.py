@@ -99,10 +99,15 @@ def cold_start(
         raise click.UsageError("--scope and --below belong to --definition sequences")
     if definition == "sequences" and split_seed is not None:
         raise click.UsageError("--split-seed belongs to --definition items")
-    from mmbench.cli.training import display, ensure_demo, warn_of_no_features, workplace
+    from mmbench.cli.training import (
+        display,
+        ensure_demo,
+        load_recipes,
+        warn_of_no_features,
+        workplace,
+    )
     from mmbench.cli.tuning import asked_tuning, check_free, tell_searches, tuned
     from mmbench.metrics.base import parse_metric
-    from mmbench.recipe import load_recipe
     from mmbench.report.cold_start import compare_cold
     from mmbench.report.cold_tables import ColdLeaderboard, render_cold
     from mmbench.report.html.cold_start import cold_start as section
@@ -112,10 +117,7 @@ def cold_start(
     reporting.check_places(page, folder, force=force)
     wanted = metrics or study.METRICS[definition]
     deepest = max(parse_metric(name).k for name in wanted)
-    loaded = [
-        load_recipe(name, dataset=dataset, seeds=seeds, settings=settings)
-        for name in recipes or DEMO
-    ]
+    loaded = load_recipes(recipes or DEMO, dataset=dataset, seeds=seeds, settings=settings)
     how = study.ColdStart(
         definition=definition,  # type: ignore[arg-type]
         below=below or study.COLD_BELOW,

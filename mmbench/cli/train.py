@@ -58,13 +58,13 @@ def train(
     from mmbench.cli.training import (
         display,
         ensure_demo,
+        load_recipes,
         print_trained,
         warn_of_no_features,
         workplace,
     )
     from mmbench.cli.tuning import asked_tuning, check_free, tune_and_print
     from mmbench.models.base import MODELS
-    from mmbench.recipe import load_recipe
     from mmbench.recipe_files import shipped_recipes
     from mmbench.report.listing import models_table
     from mmbench.studies.training import train_recipes
@@ -77,9 +77,7 @@ def train(
         raise click.UsageError(
             "name a model or a recipe; `mmbench train --list` shows what there is"
         )
-    loaded = [
-        load_recipe(name, dataset=dataset, seeds=seeds, settings=settings) for name in recipes
-    ]
+    loaded = load_recipes(recipes, dataset=dataset, seeds=seeds, settings=settings)
     tuning = asked_tuning(tune, trials, processes, threads, ray)
     if tuning is not None:
         check_free(loaded, settings, {})

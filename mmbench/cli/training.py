@@ -97,6 +97,10 @@ def display() -> Iterator[Events]:
         yield Events(planned, begun, epoch, done, cost)
 
 
+OF_CONTENT = ("features", "encoders", "corruptions")
+"""Sections of a recipe that only a model of pictures, texts or sound has a use for."""
+
+
 def ensure_demo(dataset: str, data_dir: Path, split: str | None = None) -> None:
     """Prepare an embedded demo dataset, its features and a split if asked for and not there."""
     if dataset not in ("demo", "demo-source"):
@@ -117,6 +121,33 @@ def _prepare_demo(name: str, data_dir: Path, split: str | None) -> None:
     if split is not None:  # its default split stays the first one, whoever asks first
         prepare(name, data_dir=data_dir, splits=[split])
     extract_builtin(name, data_dir)  # what is there already is not made again
+
+
+def load_recipes(
+    names: Sequence[str], *, dataset: str | None, seeds: Sequence[int], settings: Sequence[str]
+) -> list[Recipe]:
+    """The recipes of a command; what `--set` says of content reaches models that read some.
+
+    A command may name models of IDs beside others, and its features are for the others; where no
+    model reads any, features are the mistake that `load_recipe` or the engine tells.
+    """
+    from mmbench.models.base import MODELS
+    from mmbench.recipe import load_recipe
+
+    loaded = [load_recipe(n, dataset=dataset, seeds=seeds, settings=settings) for n in names]
+    others = [
+        s for s in settings if s.partition("=")[0].partition(".")[0].strip() not in OF_CONTENT
+    ]
+    models = [str(recipe.shape.model["name"]) for recipe in loaded]
+    reads = [bool(MODELS.get(model).obj.modalities) for model in models]
+    if len(others) == len(settings) or all(reads) or not any(reads):
+        return loaded
+    without = [n for n, reading in zip(names, reads, strict=True) if not reading]
+    console.note(f"{', '.join(without)}: no content is read, so --set of features is left out")
+    return [
+        one if reading else load_recipe(name, dataset=dataset, seeds=seeds, settings=others)
+        for name, one, reading in zip(names, loaded, reads, strict=True)
+    ]
 
 
 def warn_of_no_features(recipe: Recipe) -> None:

@@ -110,6 +110,21 @@ def test_a_multimodal_model_without_features_is_trained_with_a_warning(
     assert "learns from IDs alone" not in mmbench(*line, "--set", "features.visual=imported").err
 
 
+def test_features_reach_the_models_that_read_some(mmbench: Callable, tiny_data: Path) -> None:
+    short = ("--set", "training.epochs=1", "--set", "features.visual=imported")
+    folders = ("--dataset", "tiny", "--data-dir", tiny_data, "--runs-dir", "both")
+    done = mmbench("train", "vbpr", "bpr-mf", *folders, *short)
+    assert done.status == 0, done.err
+    assert "bpr-mf: no content is read, so --set of features is left out" in done.err
+    found = [json.loads(path.read_text()) for path in Path("both").glob("*/manifest.json")]
+    known = {each["model"]["name"]: each["model"]["modalities"] for each in found}
+    assert known == {"vbpr": ["visual"], "bpr-mf": []}
+    # Where no model has a use for them, they are a mistake.
+    alone = mmbench("train", "bpr-mf", *folders, *short)
+    assert alone.status == 2
+    assert "remove the key" in " ".join(alone.err.split())
+
+
 def test_list_names_models_and_recipes(mmbench: Callable) -> None:
     done = mmbench("train", "--list")
     assert done.status == 0
