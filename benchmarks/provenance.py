@@ -20,15 +20,8 @@ import yaml
 from mmbench.engine.inputs import load_inputs
 from mmbench.engine.train import run_path
 from mmbench.errors import MMBenchError
-from mmbench.recipe import (
-    SHIPPED,
-    Recipe,
-    RunRecipe,
-    load_recipe,
-    read_recipe,
-    shipped_recipes,
-    system_hash,
-)
+from mmbench.recipe import Recipe, RunRecipe, load_recipe, system_hash
+from mmbench.recipe_files import SHIPPED, read_recipe, shipped_recipes
 from mmbench.report.systems import System, resolved_recipe
 from mmbench.runs import Run
 

@@ -35,6 +35,7 @@ from mmbench.models.sequential.base import (
     SequentialRecommender,
     bert_normal_,
 )
+from mmbench.models.sequential.dropout import DropoutLayer
 from mmbench.models.sequential.sequence_encoders import Dropout
 from mmbench.models.sequential.transformer import BertBlock, padding_mask
 
@@ -73,7 +74,7 @@ class BERT4Rec(SequentialRecommender):
         self.table = nn.Embedding(train.n_items + 1, size)  # E, and MASK in the last row
         self.positions = nn.Embedding(config.max_length + 1, size)  # P
         self.norm = nn.LayerNorm(size, eps=1e-12)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = DropoutLayer(config.dropout)
         self.blocks = nn.ModuleList(
             BertBlock(size, config.n_heads, config.dropout) for _ in range(config.n_layers)
         )

@@ -45,6 +45,7 @@ from mmbench.models.sequential.base import (
     binary_cross_entropy,
     masked_mean,
 )
+from mmbench.models.sequential.dropout import DropoutLayer, dropout
 from mmbench.models.sequential.sequence_encoders import Dropout
 from mmbench.models.sequential.side_features import SideFeatures, distinct_items
 from mmbench.models.sequential.transformer import HIDDEN
@@ -125,7 +126,7 @@ class CandidateAttention(SequentialRecommender):
         self.combine = nn.Linear(size + wide, size)  # W_e, b_e
         _small_(self.combine)
         self.positions: nn.Embedding | None = None  # P
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = DropoutLayer(config.dropout)
         self.blocks = nn.ModuleList(
             ProfileBlock(size, config.n_heads, config.dropout) for _ in range(config.n_layers)
         )
@@ -230,7 +231,7 @@ class CandidateAttention(SequentialRecommender):
             shares = shares * real
             total = _up_to(shares, self.config.causal)
             found = _up_to(
-                F.dropout(shares, self.config.dropout, self.training) * gains, self.config.causal
+                dropout(shares, self.config.dropout, self.training) * gains, self.config.causal
             )
             found = (found / torch.where(total > 0, total, 1.0)).sum(dim=0)  # [S, B, L]
             negative = found.permute(1, 2, 0).to(positive.dtype) + full_precision(self.output.bias)
@@ -340,7 +341,7 @@ class LeakyAttention(nn.Module):
         logits = full_precision(query @ key.transpose(2, 3)) / math.sqrt(query.shape[3])
         weights = torch.where(visible, logits, HIDDEN).softmax(dim=3)
         weights = torch.where(visible.any(dim=3, keepdim=True), weights, 0.0)
-        weights = F.dropout(weights, self.dropout, self.training)
+        weights = dropout(weights, self.dropout, self.training)
         return (weights.to(value.dtype) @ value).transpose(1, 2).flatten(2)
 
 
@@ -354,7 +355,7 @@ class ProfileBlock(nn.Module):
         self.second_norm = nn.LayerNorm(size, eps=1e-8)
         self.inner = nn.Linear(size, size)  # W_1, b_1
         self.outer = nn.Linear(size, size)  # W_2, b_2
-        self.drop = nn.Dropout(dropout)
+        self.drop = DropoutLayer(dropout)
         _glorot_(self)
 
     def forward(self, x: Tensor, shown: Tensor, visible: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from mmbench.models.sequential.base import (
     SequentialRecommender,
     bert_normal_,
 )
+from mmbench.models.sequential.dropout import DropoutLayer
 from mmbench.models.sequential.sequence_encoders import Dropout
 from mmbench.models.sequential.side_features import SideFeatures, distinct_items
 from mmbench.models.sequential.transformer import BertBlock, causal_mask
@@ -78,7 +79,7 @@ class FDSA(SequentialRecommender):
         self.table = ItemTable(train.n_items, size)  # E
         self.positions = nn.Embedding(config.max_length, size)  # P
         self.norm = nn.LayerNorm(size, eps=1e-12)  # LN*
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = DropoutLayer(config.dropout)
         self.item_blocks = self._blocks()
         self.fields: FieldMixture | None = None
         if given:

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from mmbench.errors import ConfigError
 from mmbench.models.sequential.base import xavier_normal_
+from mmbench.models.sequential.dropout import DropoutLayer
 from mmbench.models.sequential.item_states import masked_pool
 from mmbench.models.sequential.transformer import Attention, BertBlock, padding_mask
 
@@ -129,7 +130,7 @@ class WithDNN(nn.Module):
         super().__init__()
         self.coarse = coarse
         self.layers = nn.ModuleList(nn.Linear(size, size) for _ in range(3))  # W_j, b_j
-        self.drop = nn.Dropout(dropout)
+        self.drop = DropoutLayer(dropout)
         xavier_normal_(self.layers)
 
     def forward(self, vectors: Sequence[Tensor]) -> Tensor:
@@ -190,7 +191,7 @@ class CoAttention(AttentionFusion):
         self.types = nn.Embedding(2, size)
         self.cross = Attention(size, n_heads, dropout, bias=True)
         self.norm = nn.LayerNorm(size, eps=1e-12)
-        self.drop = nn.Dropout(dropout)
+        self.drop = DropoutLayer(dropout)
         self.blocks = nn.ModuleList(BertBlock(size, n_heads, dropout) for _ in range(2))
         self.output = nn.Linear(2 * size, size)  # W_o, b_o
         _bert_normal_(self)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmbench.models.base import ModelConfig
 from mmbench.models.sequential.base import xavier_normal_
+from mmbench.models.sequential.dropout import DropoutLayer
 from mmbench.models.sequential.transformer import (
     BertBlock,
     SRBlock,
@@ -91,7 +92,7 @@ class SASRecEncoder(SequenceEncoder):
         super().__init__()
         self.positions = nn.Embedding(max_length, size)  # P
         self.norm = nn.LayerNorm(size, eps=1e-6)
-        self.drop = nn.Dropout(dropout)
+        self.drop = DropoutLayer(dropout)
         self.blocks = nn.ModuleList(SRBlock(size, n_heads, dropout) for _ in range(n_layers))
         xavier_normal_(self)
 
@@ -128,7 +129,7 @@ class BertSASRecEncoder(SequenceEncoder):
         super().__init__()
         self.positions = nn.Embedding(max_length, size)  # P
         self.norm = nn.LayerNorm(size, eps=1e-12)
-        self.drop = nn.Dropout(dropout)
+        self.drop = DropoutLayer(dropout)
         self.blocks = nn.ModuleList(
             BertBlock(size, n_heads, dropout, inner) for _ in range(n_layers)
         )
@@ -170,7 +171,7 @@ class GRURecEncoder(SequenceEncoder):
 
     def __init__(self, size: int, n_layers: int = 4, dropout: float = 0.1) -> None:
         super().__init__()
-        self.drop = nn.Dropout(dropout)
+        self.drop = DropoutLayer(dropout)
         self.layers = nn.GRU(size, size, n_layers, bias=False, batch_first=True)
         # The first layer's stacked [3 D, D] alone; the others keep the framework's default.
         for weight in self.layers.all_weights[0]:

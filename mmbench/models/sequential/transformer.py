@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmbench.errors import ConfigError
 from mmbench.models.losses import full_precision
+from mmbench.models.sequential.dropout import DropoutLayer, dropout
 
 HIDDEN = -1e9
 
@@ -58,7 +59,7 @@ class Attention(nn.Module):
             heads = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
             logits = full_precision(query @ key.transpose(2, 3)) / math.sqrt(query.shape[3]) + mask
-            weights = F.dropout(logits.softmax(dim=3), self.dropout, self.training)
+            weights = dropout(logits.softmax(dim=3), self.dropout, self.training)
             heads = weights.to(value.dtype) @ value
         joined: Tensor = self.output(heads.transpose(1, 2).flatten(2))
         return joined
@@ -74,7 +75,7 @@ class SRBlock(nn.Module):
         self.inner = nn.Linear(size, 4 * size)  # W_1, b_1
         self.outer = nn.Linear(4 * size, size)  # W_2, b_2
         self.second_norm = nn.LayerNorm(size, eps=1e-6)
-        self.drop = nn.Dropout(dropout)
+        self.drop = DropoutLayer(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
         """[B, L, D] of the same; with a `context` [B, L_k, D] that is what x attends to."""
@@ -93,7 +94,7 @@ class BertBlock(nn.Module):
         self.inner = nn.Linear(size, inner or 4 * size)
         self.outer = nn.Linear(inner or 4 * size, size)
         self.second_norm = nn.LayerNorm(size, eps=1e-12)
-        self.drop = nn.Dropout(dropout)
+        self.drop = DropoutLayer(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
         """[B, L, D] of the same; with a `context` [B, L_k, D] that is what x attends to."""

@@ -28,6 +28,7 @@ SHARED = {
     "base",
     "carca_attention",
     "cosine",
+    "dropout",
     "item_fusion",
     "item_states",
     "product_quantisation",
