@@ -74,7 +74,11 @@ def commands() -> dict[str, click.Command]:
 
 def command_part(command: click.Command) -> str:
     """Usage, description, examples and options of a subcommand."""
-    context = click.Context(command, info_name=f"{PROGRAM} {command.name}", terminal_width=80)
+    from mmbench.cli.main import cli
+
+    # Below the program's own context, whose settings (-h beside --help) a subcommand takes over.
+    above = click.Context(cli, info_name=PROGRAM, **cli.context_settings)
+    context = click.Context(command, parent=above, info_name=command.name, terminal_width=80)
     usage = " ".join([f"{PROGRAM} {command.name}", *command.collect_usage_pieces(context)])
     parts = [f"```\n{usage}\n```\n", *_help_parts(inspect.cleandoc(command.help or ""))]
     rows = []
