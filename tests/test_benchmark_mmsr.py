@@ -58,6 +58,7 @@ def test_a_step_is_split_with_and_without_kept_trunks(
             assert all(seconds > 0 for seconds in parts)
             assert sum(parts) < whole
         assert 0 < one["share_outside"] < 1
+        assert 0 < one["least_share_outside"] < 1
 
 
 def test_encoders_that_learn_in_full_have_no_trunk(
@@ -68,6 +69,20 @@ def test_encoders_that_learn_in_full_have_no_trunk(
     assert done.exit_code == 0, done.output
     (one,) = json.loads(file.read_text(encoding="utf-8"))["results"]
     assert (one["tune"], one["trunks_kept"]) == ("full", "none")
+
+
+def test_the_least_share_is_that_of_blocks_counted_by_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    mmsr = importlib.import_module("mmsr")
+    size = mmsr.Size(200, 8, 20, 50, 768, 12, 12, 224, 16)
+    top, full = (mmsr.Case(0.75, True, tune) for tune in ("top", "full"))
+    # 50 tokens a tower: 12 blocks forwards and 2 of them backwards at twice the cost, against 3.
+    assert mmsr.least_outside(size, top, set()) == pytest.approx(3 / (3 + 12 + 4))
+    kept = mmsr.least_outside(size, top, {"textual"})
+    assert kept == pytest.approx(300 / (300 + 50 * (2 + 4) + 50 * (12 + 4)))
+    assert mmsr.least_outside(size, full, set()) == pytest.approx(3 / (3 + 36))
 
 
 @pytest.mark.parametrize(
