@@ -418,7 +418,7 @@ def main(
 def _table(found: list[Measured]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("tune, patches, trunk", no_wrap=True)
-    heads = ("step s", "forward", "backw.", "read", "adamw", "rest", "out", "least")
+    heads = ("step s", "forw.", "back.", "read", "adam", "rest", "out", "least")
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for one in found:
