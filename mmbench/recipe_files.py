@@ -58,6 +58,11 @@ def apply_settings(raw: Mapping[str, Any], settings: Sequence[str]) -> dict[str,
     return result
 
 
+def section_of(setting: str) -> str:
+    """The section that a `--set` option changes: "model" of "model.embedding_size=32"."""
+    return setting.partition("=")[0].partition(".")[0].strip()
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a key written twice, where YAML would keep the last."""
 

@@ -64,16 +64,39 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "data"
 
 
-@pytest.fixture(scope="session")
-def shops() -> ModuleType:
-    """The file two_shops.py: `write_shops`, `add`, `recipe`."""
-    path = Path(__file__).with_name("two_shops.py")
-    spec = importlib.util.spec_from_file_location("two_shops", path)
+def _beside(name: str) -> ModuleType:
+    """A file beside this one, as a module; the folder of the tests is on no path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def models() -> ModuleType:
+    """The file tiny_models.py: `save`, `kind_of`."""
+    return _beside("tiny_models")
+
+
+@pytest.fixture(scope="session")
+def weights(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The folder of a tiny encoder of a name; tests only read it."""
+    root = tmp_path_factory.mktemp("weights")
+
+    def get(name: str) -> str:
+        if not (root / name).exists():
+            models.save(name, root / name)
+        return str(root / name)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def shops() -> ModuleType:
+    """The file two_shops.py: `write_shops`, `add`, `recipe`."""
+    return _beside("two_shops")
 
 
 @pytest.fixture(scope="session")

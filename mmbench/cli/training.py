@@ -97,10 +97,6 @@ def display() -> Iterator[Events]:
         yield Events(planned, begun, epoch, done, cost)
 
 
-OF_CONTENT = ("features", "encoders", "corruptions")
-"""Sections of a recipe that only a model of pictures, texts or sound has a use for."""
-
-
 def ensure_demo(dataset: str, data_dir: Path, split: str | None = None) -> None:
     """Prepare an embedded demo dataset, its features and a split if asked for and not there."""
     if dataset not in ("demo", "demo-source"):
@@ -132,12 +128,11 @@ def load_recipes(
     model reads any, features are the mistake that `load_recipe` or the engine tells.
     """
     from mmbench.models.base import MODELS
-    from mmbench.recipe import load_recipe
+    from mmbench.recipe import OPTIONAL, load_recipe
+    from mmbench.recipe_files import section_of
 
     loaded = [load_recipe(n, dataset=dataset, seeds=seeds, settings=settings) for n in names]
-    others = [
-        s for s in settings if s.partition("=")[0].partition(".")[0].strip() not in OF_CONTENT
-    ]
+    others = [setting for setting in settings if section_of(setting) not in OPTIONAL]
     models = [str(recipe.shape.model["name"]) for recipe in loaded]
     reads = [bool(MODELS.get(model).obj.modalities) for model in models]
     if len(others) == len(settings) or all(reads) or not any(reads):

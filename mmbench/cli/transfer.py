@@ -133,7 +133,7 @@ def transfer(
     from mmbench.modality import MODALITIES
     from mmbench.models.base import MODELS
     from mmbench.recipe import Recipe, load_recipe
-    from mmbench.recipe_files import apply_settings
+    from mmbench.recipe_files import apply_settings, section_of
     from mmbench.studies import transfer as study
     from mmbench.studies.transferred import findings, rung_notes
 
@@ -168,7 +168,7 @@ def transfer(
     for recipe in loaded:
         study.check_recipe(recipe)
     families = {MODELS.get(str(recipe.shape.model["name"])).obj.family for recipe in loaded}
-    shared = [s for s in settings if s.partition("=")[0].partition(".")[0].strip() not in OF_MODELS]
+    shared = [setting for setting in settings if section_of(setting) not in OF_MODELS]
     baselines: dict[str, Recipe] = {}
     if baseline != "none":
         baselines = {

@@ -18,7 +18,7 @@ from mmbench.errors import ConfigError, UnknownNameError
 from mmbench.metrics.base import Metric, parse_metric
 from mmbench.metrics.lists import BoolArray, FloatArray, IntArray, RankedLists
 from mmbench.report.breakdown import Column, Group, restrict_items
-from mmbench.report.systems import System, check_depth, check_same_users, group_runs, load_lists
+from mmbench.report.systems import System, check_depth, check_same_users, group_runs
 from mmbench.report.testing import FamilySize, Pair, Tested, run_tests
 from mmbench.runs import Run
 from mmbench.stats.chance import chance
@@ -200,7 +200,7 @@ def _measure(
     found = []
     for metric, scope in placed:
         if scope.part not in kept:
-            kept[scope.part] = load_lists(run, scope.part)  # type: ignore[arg-type]
+            kept[scope.part] = run.lists(scope.part)  # type: ignore[arg-type]
             check_same_users(
                 *first.setdefault(scope.part, (run, kept[scope.part])), run, kept[scope.part]
             )

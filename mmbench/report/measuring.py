@@ -9,7 +9,7 @@ import numpy as np
 from mmbench.metrics.base import Metric
 from mmbench.metrics.lists import FloatArray, RankedLists
 from mmbench.report.breakdown import By, Column, Presence, columns_of
-from mmbench.report.systems import System, check_depth, check_same_users, load_lists
+from mmbench.report.systems import System, check_depth, check_same_users
 from mmbench.runs import Part, Run
 
 
@@ -45,7 +45,7 @@ def measure(
     for system in systems:
         of_runs = []
         for run in system.runs:
-            lists = load_lists(run, part)
+            lists = run.lists(part)
             if first is None:
                 first = run, lists
                 columns = columns_of(metrics, by, lists, cutoffs, presence)

@@ -121,15 +121,6 @@ def check_same_users(first: Run, lists: RankedLists, other: Run, others: RankedL
         raise _refusal(first, other, "the held-out items of the same users")
 
 
-def load_lists(run: Run, part: Part) -> RankedLists:
-    """The stored lists of a run.
-
-    Raises:
-        DataError: an array is missing or broken, or they do not fit together.
-    """
-    return run.lists(part)
-
-
 def check_depth(run: Run, lists: RankedLists, metrics: Sequence[Metric]) -> None:
     """Check that the stored lists are long enough.
 

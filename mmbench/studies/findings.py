@@ -22,7 +22,6 @@ from mmbench.report.html.gains import section as gain_section
 from mmbench.report.html.leaderboard import leaderboard_table
 from mmbench.report.html.naming import slug
 from mmbench.report.numbers import fixed
-from mmbench.report.systems import load_lists
 from mmbench.runs import Run
 from mmbench.studies.ablation import SPOILT
 from mmbench.studies.questions import Answered, Question
@@ -160,7 +159,7 @@ def by_group(c: Comparison, *, name: str, of_reference: bool, over: str) -> Find
 
 def shallowest(runs: Sequence[Run]) -> int:
     """The depth of the shortest stored lists among some runs, or the number of items."""
-    every = (load_lists(run, "test") for run in runs)
+    every = (run.lists("test") for run in runs)
     return min(min(lists.depth, len(lists.popularity)) for lists in every)
 
 

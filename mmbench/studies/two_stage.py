@@ -38,7 +38,6 @@ from mmbench.report.systems import (
     check_comparable,
     check_same_users,
     group_runs,
-    load_lists,
     recorded_metrics,
     resolved_recipe,
 )
@@ -93,7 +92,7 @@ def two_stages(
         raise ConfigError("re-ranking needs two systems or more; name further runs")
     check_comparable(runs, "test")
     for run in runs:
-        lists = load_lists(run, "test")
+        lists = run.lists("test")
         deepest = min(lists.depth, len(lists.popularity))
         if deepest < max(sizes):
             raise ConfigError(
@@ -170,7 +169,7 @@ def ceilings(pairs: Sequence[TwoStages]) -> list[tuple[str, int, float]]:
     found = {}
     for pair in pairs:
         metric = parse_metric(f"recall@{pair.n}")
-        values = [np.nanmean(metric.values(load_lists(r, "test"))) for r in pair.candidates.runs]
+        values = [np.nanmean(r.values(metric)) for r in pair.candidates.runs]
         found[pair.candidates.label, pair.n] = float(np.mean(values))
     return [(label, n, value) for (label, n), value in found.items()]
 
@@ -209,7 +208,7 @@ def _stored(
     path = folder / f"{slug.strip('-.')[:80]}-{system[:8]}-s{first.seed}"
     if (path / "manifest.json").exists() and read_manifest(path).get("system") == system:
         return open_run(path), True
-    stored, others = load_lists(first, "test"), load_lists(second, "test")
+    stored, others = first.lists("test"), second.lists("test")
     check_same_users(first, stored, second, others)
     lists = score(stored, n)
     recipes = resolved_recipe(first), resolved_recipe(second)

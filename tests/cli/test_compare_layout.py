@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -66,15 +66,9 @@ def call(*arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two recommenders with hand-made, pre-trained, fine-tuned and end-to-end vectors."""
     root = tmp_path_factory.mktemp("layouts")
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
     models.save(CLIP, root / CLIP)
     write_data(root)
     extract_builtin("mine", root / "data")

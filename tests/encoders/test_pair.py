@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,18 +23,6 @@ from mmbench.encoders.tuned import save_tuned, tuned_digest
 from mmbench.errors import ConfigError, DataError, UnknownNameError
 
 TEXTS = ["red and green", "b"]
-
-
-@pytest.fixture(scope="module")
-def models() -> ModuleType:
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_models"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

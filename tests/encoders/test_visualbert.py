@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import string
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -99,14 +99,8 @@ def region_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def patch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def patch_folder(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """VisualBERT for vectors of 2048 numbers, which patches do not have, and a small CLIP."""
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
     place = tmp_path_factory.mktemp("visualbert-patches")
     write_visualbert(place / "visualbert", 2048)
     models.save("clip-vit-b32", place / "detector")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -39,25 +38,6 @@ N_ITEMS, N_USERS = 14, 20
 NO_TEXT, NO_PICTURE = 3, 5
 TOPICS = ["sail harbour tide", "oven dough flour", "guitar piano drum"]
 RATE, ENCODER_RATE = 0.05, 0.2
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The folder of a tiny encoder of a name."""
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
-    root = tmp_path_factory.mktemp("end-to-end-weights")
-
-    def get(name: str) -> str:
-        if not (root / name).exists():
-            models.save(name, root / name)
-        return str(root / name)
-
-    return get
 
 
 @pytest.fixture(scope="session")

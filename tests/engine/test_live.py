@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,29 +36,6 @@ KINDS = {
     "visual": "mae-b16",
     "joint": "vilt",
 }
-
-
-@pytest.fixture(scope="session")
-def models() -> ModuleType:
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def weights(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    root = tmp_path_factory.mktemp("live-weights")
-
-    def get(name: str) -> str:
-        if not (root / name).exists():
-            models.save(name, root / name)
-        return str(root / name)
-
-    return get
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ WORDS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two datasets whose texts are of two languages, and a tiny BERT that spells any word."""
     root = tmp_path_factory.mktemp("live-start")
     for number, (name, words) in enumerate(WORDS.items()):
@@ -45,12 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (raw / "items.csv").write_text("\n".join(["item_id,title", *told]) + "\n")
         config = PrepareConfig(text_fields=("title",), item_min=0)
         prepare(name, source=raw, data_dir=root / "data", config=config, splits=["leave-one-out"])
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    models = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(models)
     models.save("bert", root / "bert")
     return root
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,18 +70,6 @@ def write(folder: Path, n_items: int, *, lone: int = 4) -> Path:
     config = PrepareConfig(text_fields=("title",))
     prepare("mine", source=folder / "raw", data_dir=folder / "data", config=config)
     return folder / "data"
-
-
-@pytest.fixture(scope="module")
-def models() -> ModuleType:
-    path = Path(__file__).parents[1] / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_models"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

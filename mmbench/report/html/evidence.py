@@ -21,7 +21,7 @@ from mmbench.report.breakdown import By
 from mmbench.report.cold_start import ColdTable
 from mmbench.report.comparison import BEST, Comparison, compare
 from mmbench.report.cost import Cost, costs
-from mmbench.report.systems import System, load_lists
+from mmbench.report.systems import System
 from mmbench.report.testing import Family
 from mmbench.report.tsne import Panels
 from mmbench.runs import Part, Run
@@ -243,7 +243,7 @@ def _one_of_each(metrics: Sequence[Metric]) -> list[Metric]:
 
 def _depths(systems: Sequence[System], part: Part) -> list[int]:
     """Cut-offs within the lists of every run; the depth itself is one."""
-    depth = min(load_lists(run, part).depth for system in systems for run in system.runs)
+    depth = min(run.lists(part).depth for system in systems for run in system.runs)
     return sorted({k for k in DEPTHS if k <= depth} | {min(depth, DEPTHS[-1])})
 
 
