@@ -56,6 +56,17 @@ class Place:
     everything: Tensor
 
 
+def resolved(how: EncoderTraining, model: Recommender, compute: Compute) -> tuple[str, int | None]:
+    """The mode, where it is left to the model, and `at_once`, where all items are encoded."""
+    mode: str = how.mode
+    if mode == "auto":
+        mode = "batch" if model.reads_features == "batch" else "stale"
+    at_once = how.at_once
+    if at_once is None and mode in ("full", "accumulate"):
+        at_once = CHUNK[compute.device.type]
+    return mode, at_once
+
+
 def places_of(model: nn.Module) -> list[Place]:
     """All such places of a model, which is on its device."""
     return [
@@ -117,15 +128,10 @@ class EndToEnd:
         self, model: Recommender, how: EncoderTraining, precision: str, compute: Compute
     ) -> None:
         self.model, self.how, self.compute, self.precision = model, how, compute, precision
-        self.mode = how.mode
-        if how.mode == "auto":
-            self.mode = "batch" if model.reads_features == "batch" else "stale"
+        self.mode, self.at_once = resolved(how, model, compute)
         self.places = places_of(model)
         if not self.places and how.trains_encoder:
             raise ConfigError("training.encoder: there is no encoder that could learn")
-        self.at_once = how.at_once
-        if self.mode in ("full", "accumulate") and self.at_once is None:
-            self.at_once = CHUNK[compute.device.type]
         self.age, self.n_encoded, self.rests = 0, 0, False
         self._moved = False
         self._left = 0

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from mmbench.engine.cost import Cost, Load, Part, distinct, load_of, measure, weights_of
 from mmbench.engine.device import Compute
-from mmbench.engine.end_to_end import places_of
+from mmbench.engine.end_to_end import places_of, resolved
 from mmbench.engine.inputs import Inputs
-from mmbench.engine.live import CHUNK, LiveItemEncoder, autocast_in
+from mmbench.engine.live import LiveItemEncoder, autocast_in
 from mmbench.engine.tuning_loop import Tuner
 from mmbench.models.base import Recommender
 from mmbench.models.sequential.base import SequentialConfig
@@ -94,13 +94,8 @@ def _part(
         load = Load(steps * pieces * unique, evaluations * n_items, unique)
         table = 0
     else:
-        mode = how.mode
-        if mode == "auto":
-            mode = "batch" if model.reads_features == "batch" else "stale"
+        mode, at_once = resolved(how, model, compute)
         is_cut = mode in ("batch", "stale")
-        at_once = how.at_once
-        if at_once is None and not is_cut:
-            at_once = CHUNK[compute.device.type]
         load = load_of(
             mode,
             steps=steps * (pieces if is_cut else 1),

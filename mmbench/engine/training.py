@@ -157,7 +157,7 @@ class TrainingLoop:
         size, n_rows = self.training.batch_size, len(self.sampler)
         self.progress.steps_per_epoch = -(-n_rows // size)
         if self.encoding is not None:
-            self.encoding.start_epoch(self.progress.epoch + 1, math.ceil(n_rows / size))
+            self.encoding.start_epoch(self.progress.epoch + 1, self.progress.steps_per_epoch)
         total = torch.zeros((), device=self.compute.device)
         for start in range(0, n_rows, size):
             batch = drawn.batch(slice(start, start + size))
