@@ -30,19 +30,56 @@ class TrainingError(MMBenchError):
 
 
 class UnknownNameError(ConfigError):
-    """A name is not registered; the message offers the nearest known ones."""
+    """A name is not registered; the message offers the nearest known ones.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+    Args:
+        kind: what the name should have been, for example "model".
+        name: what was asked for.
+        known: the names there are. They are told, or, where they are many and `listing` is
+            given, counted.
+        hint: a sentence that ends the message: what else to do.
+        listing: the command that lists the names with what each is.
+    """
+
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, hint: str = "", listing: str = ""
+    ) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         message = f"unknown {kind} {name!r}.{did_you_mean(name, self.known)}"
-        if self.known:
+        if listing and len(self.known) > _MANY:
+            told = "" if listing in hint else f"; `{listing}` lists them"
+            message += f" {len(self.known)} are known{told}."
+        elif self.known:
             message += f" Known: {', '.join(self.known)}."
         if hint:
             message += f" {hint}"
         super().__init__(message)
 
 
+_MANY = 20
+"""More names than this bury the advice that follows them."""
+_OFFERED = 4
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the nearest known name, with a leading blank, or nothing."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f' Did you mean "{near[0]}"?' if near else ""
+    """A sentence that offers the nearest known names, with a leading blank, or nothing."""
+    quoted = [f'"{near}"' for near in nearest(name, known)]
+    if not quoted:
+        return ""
+    return f" Did you mean {' or '.join(filter(None, [', '.join(quoted[:-1]), quoted[-1]]))}?"
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that may have been meant, best first.
+
+    A name that lacks its ending or its beginning comes before one that is spelt alike: "clip"
+    is "clip-vit-b16" or "clip-vit-l14" rather than "blip".
+    """
+    asked, names = name.lower(), list(known)
+    family = [n for n in names if n.lower().startswith(f"{asked}-")]
+    if not family and len(asked) > 2:
+        family = [n for n in names if n.lower().startswith(asked)]
+        family += [n for n in names if f"-{asked}" in n.lower() and n not in family]
+    if asked and family:
+        return family[:_OFFERED]
+    return difflib.get_close_matches(asked, names, n=1, cutoff=0.5)

@@ -141,6 +141,7 @@ def keys_of(axis: str) -> list[str]:
 SEARCHABLE = ("model", "features", "encoders", "corruptions", "training")
 OPTIONAL = ("features", "encoders", "corruptions")
 """Sections by modality, whose keys another condition of a study may lack."""
+_LISTING = "mmbench train --list"
 
 
 class Recipe:
@@ -270,10 +271,10 @@ def load_recipe(
         raw, source = read_recipe(path), str(path)
     elif "/" in name:
         if name not in shipped:
-            raise UnknownNameError("recipe", name, shipped)
+            raise UnknownNameError("recipe", name, shipped, listing=_LISTING)
         raw, source = read_recipe(SHIPPED / f"{name}.yaml"), f"{name}.yaml"
     else:
-        model = MODELS.get(name, hint="A recipe file ends in .yaml.").name
+        model = MODELS.get(name, hint="A recipe file ends in .yaml.", listing=_LISTING).name
         source = f"{dataset or 'demo'}/{model}"
         if source in shipped:
             raw = read_recipe(SHIPPED / f"{source}.yaml")
@@ -309,7 +310,7 @@ def _check(raw: Mapping[str, Any], source: str) -> tuple[Shape, ModelConfig]:
             problems.append(f"model.name is missing; known models: {', '.join(MODELS.names())}")
         else:
             try:
-                entry = MODELS.get(model["name"])
+                entry = MODELS.get(model["name"], listing=_LISTING)
                 config: type[ModelConfig] = entry.info["config"]
                 settings = config.model_validate({k: v for k, v in model.items() if k != "name"})
             except UnknownNameError as error:

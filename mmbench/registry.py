@@ -38,10 +38,12 @@ class Registry(Generic[T]):
         kind: what an entry is called in messages, for example "model".
         package: the dotted package whose files are searched.
         decorator: the function name that marks an entry in those files.
+        listing: the command that lists the entries with what each is, for messages.
     """
 
-    def __init__(self, kind: str, package: str, decorator: str) -> None:
+    def __init__(self, kind: str, package: str, decorator: str, *, listing: str = "") -> None:
         self.kind, self.package, self.decorator = kind, package, decorator
+        self.listing = listing
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, **info: Any) -> Callable[[T], T]:
@@ -106,8 +108,13 @@ class Registry(Generic[T]):
         text = (self._root / f"{inner}.py").read_text(encoding="utf-8")
         return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
-    def get(self, name: str, *, hint: str = "") -> Entry[T]:
+    def get(self, name: str, *, hint: str = "", listing: str = "") -> Entry[T]:
         """The entry called `name`; `_` and `-` are the same.
+
+        Args:
+            name: the name, as a user writes it.
+            hint: a sentence that ends the message where there is none.
+            listing: the command that lists the entries, in place of the registry's own.
 
         Raises:
             UnknownNameError: there is none; the message offers the nearest.
@@ -116,5 +123,8 @@ class Registry(Generic[T]):
         if key not in self._entries and key in self._files:
             importlib.import_module(self._files[key])
         if key not in self._entries:
-            raise UnknownNameError(self.kind, name, self.names(), hint=hint)
+            known = self.names()
+            raise UnknownNameError(
+                self.kind, name, known, hint=hint, listing=listing or self.listing
+            )
         return self._entries[key]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmbench.errors import UnknownNameError
+from mmbench.errors import UnknownNameError, did_you_mean, nearest
 from mmbench.registry import Registry
 
 ENTRY = """
@@ -87,3 +87,28 @@ def test_one_name_in_two_files_raises(package: Path) -> None:
     (package / "inner" / "same.py").write_text((package / "same.py").read_text())
     with pytest.raises(ValueError, match="is in two files"):
         registry(package).names()
+
+
+def test_a_family_comes_before_a_name_that_is_spelt_alike() -> None:
+    known = ["blip", "clip-vit-b16", "clip-vit-l14", "siglip-b16", "siglip2-b16", "vit-b16"]
+    assert nearest("clip", known) == ["clip-vit-b16", "clip-vit-l14"]
+    assert nearest("SigLIP", known) == ["siglip-b16"]
+    assert nearest("sigl", known) == ["siglip-b16", "siglip2-b16"]
+    assert nearest("b16", known) == ["clip-vit-b16", "siglip-b16", "siglip2-b16", "vit-b16"]
+    assert nearest("blib", known) == ["blip"]
+    assert nearest("", known) == nearest("quite another", known) == []
+    assert did_you_mean("clip", known) == ' Did you mean "clip-vit-b16" or "clip-vit-l14"?'
+    assert len(nearest("thing", [f"thing-{i}" for i in range(50)])) == 4
+
+
+def test_many_names_are_counted_where_a_command_lists_them() -> None:
+    many = [f"thing-{i}" for i in range(50)]
+    told = str(UnknownNameError("thing", "thnig-7", many, hint="Make one.", listing="x --list"))
+    assert told == (
+        "unknown thing 'thnig-7'. Did you mean \"thing-7\"? 50 are known; `x --list` lists them. "
+        "Make one."
+    )
+    assert "thing-49" in str(UnknownNameError("thing", "x", many))
+    assert "Known: a, b." in str(UnknownNameError("thing", "x", ["b", "a"], listing="x --list"))
+    twice = str(UnknownNameError("thing", "x", many, hint="`x --list` tells.", listing="x --list"))
+    assert twice.endswith("50 are known. `x --list` tells.")

@@ -168,9 +168,7 @@ def _encode(
             watch=watch,
         )
         for encoder in given["encoders"]:
-            entry = ENCODERS.get(
-                encoder.partition(":")[0], hint="`mmbench extract --list` tells what each does."
-            )
+            entry = ENCODERS.get(encoder.partition(":")[0])
             hub = getattr(entry.obj, "hub", None)
             consent = Consent(given["download"], "" if hub is None else hub.licence)
             how = replace(how, agree=consent)

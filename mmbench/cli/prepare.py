@@ -305,6 +305,7 @@ def _print_about(name: str, as_json: bool) -> None:
             known_names(),
             hint=f"For data of your own: mmbench prepare {name} --describe; what their folder may "
             "hold, mmbench prepare plain --about.",
+            listing="mmbench prepare --list",
         )
     if as_json:
         console.text(json.dumps(asdict(known.card), indent=2, default=dict))

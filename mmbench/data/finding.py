@@ -165,6 +165,7 @@ def _unknown(name: str, formats: dict[str, type[Source]]) -> DataError | Unknown
         name,
         known_names(),
         hint=f"To prepare your own: mmbench prepare {name} --source DIR",
+        listing="mmbench prepare --list",
     )
 
 

@@ -332,4 +332,5 @@ def _not_prepared(name: str, data_dir: Path) -> DataError | UnknownNameError:
         name,
         {*stored, *known_names()},
         hint=f"Prepare your own with: mmbench prepare {name} --source DIR",
+        listing="mmbench prepare --list",
     )

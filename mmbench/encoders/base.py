@@ -50,7 +50,9 @@ class CorpusEncoder(Encoder):
         raise TypeError(f"{type(self).__name__} encodes no pictures")
 
 
-ENCODERS = Registry("encoder", "mmbench.encoders", "register_encoder")
+ENCODERS = Registry(
+    "encoder", "mmbench.encoders", "register_encoder", listing="mmbench extract --list"
+)
 
 
 def register_encoder(name: str) -> Callable[[type[Encoder]], type[Encoder]]:

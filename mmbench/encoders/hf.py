@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ SENTENCES = (
 )
 """Files of sentence-transformers beside a model."""
 _TOLERANCE = 1e-3
+_OTHERS = "Take another model of texts; mmbench extract --list names those that are known to work"
 _POOLINGS = {
     "cls": "cls",
     "mean": "mean",
@@ -167,14 +169,18 @@ class HuggingFace(TransformerText):
         except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as problem:
             raise DataError(
                 f"E407 {self.weights.name} ({type(self.module).__name__}) gives no vectors for the "
-                f"tokens of a text alone ({problem}); it is not a text encoder"
+                f"tokens of a text alone ({problem}); it is not a text encoder. {_OTHERS}"
             ) from problem
         if not torch.isfinite(alone).all():
-            raise DataError(f"E407 {self.weights.name} gives vectors that are not finite")
+            raise DataError(
+                f"E407 {self.weights.name} gives vectors that are not finite: its weights are "
+                "broken; fetch them again"
+            )
         if (alone - beside).abs().max() > _TOLERANCE * alone.abs().max().clamp(min=1e-6):
             raise DataError(
                 f"E407 vectors of {self.weights.name} ({type(self.module).__name__}) change with "
-                "the padding of a batch, so features would depend on the order of the items"
+                "the padding of a batch, so features would depend on the order of the items. "
+                f"{_OTHERS}"
             )
 
 
@@ -197,7 +203,8 @@ def read_sentences(folder: Path) -> Sentences:
         else:
             raise DataError(
                 f"E407 {folder / 'modules.json'}: the step {kind or step!r} in {path or '.'!r} is "
-                "not known here; known are Transformer (in the folder itself), Pooling, Normalize"
+                "not known here; known are Transformer (in the folder itself), Pooling, Normalize. "
+                "Take the file away, and --variant names the pooling"
             )
     own: Mapping[str, Any] = {}
     for name in SENTENCES[1:3]:
@@ -230,7 +237,10 @@ def _pooling(path: Path) -> str:
             f"{', '.join(_POOLINGS)}. Name one with --variant and take modules.json away"
         )
     if config.get("include_prompt") is False:
-        raise DataError(f"E407 {path}: pooling without the prompt is not known here")
+        raise DataError(
+            f"E407 {path}: pooling without the prompt (include_prompt) is not known here. Take "
+            "modules.json away, and --variant names a pooling of all tokens"
+        )
     return "+".join(_POOLINGS[name] for name in found)
 
 
@@ -245,7 +255,10 @@ def _architecture(config: Mapping[str, Any], name: str) -> tuple[Any, bool]:
 
     kind = str(config.get("model_type"))
     if kind not in CONFIG_MAPPING:
-        raise DataError(f"E407 {name}: transformers knows no model type {kind!r}")
+        raise DataError(
+            f"E407 {name}: transformers {version('transformers')} knows no model type {kind!r}; a "
+            "newer release may (pip install -U transformers), else take another model"
+        )
     if "vision_config" in config or "audio_config" in config:
         raise DataError(
             f"E407 {name} ({kind}) reads more than text; CLIP, SigLIP, BLIP, FLAVA and their like "
@@ -264,6 +277,8 @@ def _architecture(config: Mapping[str, Any], name: str) -> tuple[Any, bool]:
     )
     found = text if known in text else whole
     if known not in found:
-        raise DataError(f"E407 {name} ({kind}) has no model without a head in transformers")
+        raise DataError(
+            f"E407 {name} ({kind}) has no model without a head in transformers. {_OTHERS}"
+        )
     model = found[known]
     return (model[0] if isinstance(model, tuple) else model), is_causal

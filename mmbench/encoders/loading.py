@@ -209,7 +209,10 @@ def _json(path: Path) -> object:
             raise ValueError("it is too large")
         content: object = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"E403 {path.parent} holds no {path.name}{_seen(path.parent)}") from None
+        raise DataError(
+            f"E403 {path.parent} holds no {path.name}: put it there, or take the whole folder as "
+            f"it was published{_seen(path.parent)}"
+        ) from None
     except (OSError, ValueError, RecursionError) as problem:
         raise DataError(f"E404 {path} is broken ({problem}); fetch it again") from None
     return content
@@ -304,7 +307,8 @@ def load_transformer(
     safe = weights.files[0].suffix == SAFE
     if len(weights.files) == 1 and weights.files[0].name != _STANDARD[0 if safe else 1]:
         raise DataError(
-            f"E403 {weights.files[0]} must be called {_STANDARD[0 if safe else 1]} for transformers"
+            f"E403 {weights.files[0]} must be called {_STANDARD[0 if safe else 1]} for "
+            "transformers; rename it, or put a link of that name beside it"
         )
     if "attn_implementation" not in settings:
         # Always stated: a config.json could name a kernel that is fetched and run.
@@ -469,7 +473,10 @@ def _shards(index: Path) -> tuple[Path, ...]:
     files = tuple(index.parent / name for name in sorted(names))
     absent = [file.name for file in files if not file.is_file()]
     if absent:
-        raise DataError(f"E403 {index.parent} lacks {', '.join(absent)}, which {index.name} names")
+        raise DataError(
+            f"E403 {index.parent} lacks {', '.join(absent)}, which {index.name} names; fetch what "
+            "is missing into that folder"
+        )
     return files
 
 

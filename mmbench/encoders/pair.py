@@ -299,7 +299,7 @@ def _named(address: str) -> tuple[dict[str, str], dict[str, Path | None]]:
 def _made(name: str, modality: str, options: Options) -> NeuralEncoder:
     """One of the two encoders, checked to give vectors of the modality and to learn."""
     key, _, model = name.partition(":")
-    entry = ENCODERS.get(key, hint="`mmbench extract --list` tells what each does.")
+    entry = ENCODERS.get(key)
     kind: Any = entry.obj
     if not issubclass(kind, NeuralEncoder) or not kind.learns or entry.name == "pair":
         raise ConfigError(f"{entry.name} cannot be one of a pair: it has no weights that can learn")

@@ -73,7 +73,7 @@ def extract_sets(name: str, encoder: str, data_dir: Path, how: How) -> list[Extr
             not here.
     """
     key, _, model = encoder.partition(":")
-    entry = ENCODERS.get(key, hint="`mmbench extract --list` tells what each does.")
+    entry = ENCODERS.get(key)
     dataset = load_dataset(name, data_dir)
     if issubclass(entry.obj, NeuralEncoder):
         options = replace(how.options, model=model) if model else how.options

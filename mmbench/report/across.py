@@ -21,12 +21,15 @@ from tabulate import tabulate
 
 from mmbench.errors import ConfigError, UnknownNameError
 from mmbench.metrics.base import Metric, parse_metric
+from mmbench.report.labels import wrap_label
 from mmbench.report.listing import TABULATE
 from mmbench.report.numbers import fixed, p_value
 from mmbench.report.systems import check_comparable, group_runs, recorded_metrics
 from mmbench.runs import Part, Run
 from mmbench.stats.effects import FloatArray
 from mmbench.stats.friedman import FriedmanResult, friedman, holm_against, holm_pairs
+
+_HEAD = 12  # cells of a column's head, beyond which the name of a dataset is wrapped
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def ranking_tables(rankings: Sequence[RankedSystems]) -> Group:
         )
         table.add_column("System", overflow="fold")
         for head in ("avg. rank", "adj. p", *ranked.datasets):
-            table.add_column(head, justify="right", overflow="fold")
+            table.add_column(Text(wrap_label(head, _HEAD)), justify="right", overflow="fold")
         for i, label in enumerate(ranked.labels):
             p = "ref." if label == ranked.reference else p_value(float(ranked.adjusted[i]))
             values = (fixed(float(v), 4) for v in ranked.means[:, i])

@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from mmbench.report.labels import wrap_label
+
 GAP = 3  # blanks between two blocks
 LABEL_SHARE = 0.36  # of the width, at most, for the labels
 SHORTEST_LABEL = 8
@@ -102,7 +104,7 @@ def tables(
             )
         for row, label in enumerate(labels):
             lines = (block.line(row) for block in chosen)
-            table.add_row(Text(label), *lines, end_section=row in ends)
+            table.add_row(Text(wrap_label(label, label_width)), *lines, end_section=row in ends)
         yield table
 
 

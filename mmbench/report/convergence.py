@@ -32,6 +32,7 @@ from mmbench.report.html import drawing
 from mmbench.report.html.content import Cell, Column, Figure, Gallery, Section, Table
 from mmbench.report.html.evidence import read_history
 from mmbench.report.html.naming import slug
+from mmbench.report.labels import wrap_label
 from mmbench.report.numbers import MISSING, fixed
 from mmbench.runs import Run
 
@@ -197,7 +198,7 @@ class Convergence:
         for head in heads[1:]:
             grid.add_column(head, justify="right", no_wrap=True)
         for row in texts:
-            grid.add_row(*map(Text, row))
+            grid.add_row(*map(Text, (wrap_label(row[0], label), *row[1:])))
         yield grid
         yield Text("")
         for line in self.caption:

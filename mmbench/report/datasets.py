@@ -11,26 +11,36 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from mmbench.report.labels import wrap_label
+
 _WIDTH = 80
+_NAME = 31  # cells for the name of a dataset, in a list of them
 _STEPS = ("min", "q25", "median", "mean", "q75", "max")
 
 
 def listing_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Datasets and layouts, one line each: name, kind, whether prepared, and what they are."""
-    table = _table("Datasets, then layouts", "name", "kind", "here", "what it is")
-    table.box, table.pad_edge, table.expand = SIMPLE_HEAD, False, True
+    """Datasets, then layouts: name, whether it is here or how it comes, and what it is."""
+    table = Table(
+        title="Datasets, then layouts",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
     longest = max((len(row["name"]) for row in rows), default=4)
-    for column, width in zip(table.columns, (min(longest, 24), 7, 4, None), strict=True):
-        column.no_wrap, column.overflow, column.min_width = True, "ellipsis", width
-    table.columns[3].ratio = 1  # the rest of the line
+    table.add_column("name", min_width=min(longest, _NAME), max_width=_NAME, overflow="fold")
+    table.add_column("", min_width=len("by hand"), no_wrap=True)
+    table.add_column("what it is", overflow="fold")
     table.caption = (
+        "here: prepared in the data folder; the others come with: mmbench prepare NAME\n"
         "by hand: the site asks for a login or a form; prepare NAME says which files\n"
-        "layout: reads any folder of that form; mmbench prepare NAME --source DIR\n"
-        "more of a dataset: mmbench prepare NAME --about"
+        "layout: reads any folder of that form; mmbench prepare NEW --source DIR\n"
+        "files, terms and sizes of a dataset: mmbench prepare NAME --about"
     )
     for row in sorted(rows, key=lambda row: row["kind"] == "layout"):
-        kind = "by hand" if row.get("by_hand") else row["kind"].replace("dataset", "")
-        table.add_row(row["name"], kind, "yes" if row["prepared"] else "", escape(row["about"]))
+        state = "by hand" if row.get("by_hand") else "layout" if row["kind"] == "layout" else ""
+        name = wrap_label(row["name"], _NAME)
+        table.add_row(Text(name), "here" if row["prepared"] else state, Text(row["about"]))
     return table
 
 

@@ -23,6 +23,7 @@ from tabulate import tabulate
 from mmbench.errors import UnknownNameError
 from mmbench.report.captions import SIGNIFICANT, caption, p_head, title
 from mmbench.report.comparison import Comparison
+from mmbench.report.labels import wrap_label
 from mmbench.report.numbers import count, p_value, percent, signed
 
 MARKUP = {"github": "github", "latex": "latex_booktabs"}
@@ -181,7 +182,7 @@ class GainTable:
         for row, text in zip(rows, texts, strict=True):
             *middle, last = text
             table.add_row(
-                Text(row.series if row.series != before else ""),
+                Text(wrap_label(row.series, label) if row.series != before else ""),
                 *map(Text, middle),
                 Text(last, style="" if row.significant else "dim"),
             )

@@ -213,7 +213,7 @@ def test_lower_case_and_prompt_of_the_folder_are_applied(sentences: Path) -> Non
 )
 def test_a_step_that_is_not_known_is_refused(step: object, named: str, sentences: Path) -> None:
     (sentences / "modules.json").write_text(json.dumps([step]))
-    with pytest.raises(DataError, match=rf"E407 .*modules\.json: {named}"):
+    with pytest.raises(DataError, match=rf"E407 .*json: {named}.* Take the file away"):
         loaded(sentences)
 
 
@@ -229,7 +229,7 @@ def test_a_pooling_that_is_not_known_is_refused(
     switches: dict[str, Any], why: str, sentences: Path
 ) -> None:
     pool(sentences, **switches)
-    with pytest.raises(DataError, match=rf"E407 .*config\.json: {why}"):
+    with pytest.raises(DataError, match=rf"E407 .*config\.json: {why}.*modules\.json away"):
         loaded(sentences)
 
 
@@ -248,7 +248,7 @@ def test_a_model_of_several_modalities_is_sent_to_its_encoder(bert: Path, tmp_pa
     with pytest.raises(DataError, match=r"E407 .* \(clip\) reads more than text; CLIP"):
         loaded(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "own"}')
-    with pytest.raises(DataError, match=r"E407 .* knows no model type 'own'"):
+    with pytest.raises(DataError, match=r"E407 .* knows no model type 'own'; .*pip install"):
         loaded(tmp_path)
 
 
@@ -256,7 +256,7 @@ def test_vectors_that_padding_changes_are_refused(tmp_path: Path) -> None:
     # Its blocks mix all positions by a Fourier transform and know no mask.
     shape = {key: SHAPE[key] for key in SHAPE if key != "num_attention_heads"}
     folder = written(tmp_path, "FNetModel", shape)
-    with pytest.raises(DataError, match=r"E407 .* change with the padding of a batch"):
+    with pytest.raises(DataError, match=r"E407 .* change with the padding .* Take another"):
         loaded(folder)
 
 
@@ -268,7 +268,7 @@ def test_weights_that_are_not_numbers_are_refused(bert: Path, tmp_path: Path) ->
     state = load_file(tmp_path / "model.safetensors")
     state["embeddings.LayerNorm.bias"][0] = torch.nan
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DataError, match=r"E407 .* vectors that are not finite"):
+    with pytest.raises(DataError, match=r"E407 .* not finite: .*fetch them again"):
         loaded(tmp_path)
 
 
