@@ -251,7 +251,7 @@ class LearnedGraphs(nn.Module):
     """Item graphs that are built with gradient, then stand still for a while.
 
     LATTICE and MICRO build theirs in the first batch of an epoch. Beside them stand the graphs of
-    the raw features, which change with these alone. Neither is among the stored weights.
+    the features at the start, which never change. Neither is among the stored weights.
     """
 
     raw_indices: Tensor
@@ -271,11 +271,6 @@ class LearnedGraphs(nn.Module):
         """The graphs of the raw features, one for each modality."""
         pairs = zip(self.raw_indices, self.raw_weights, strict=True)
         return [NeighbourGraph(indices, weights) for indices, weights in pairs]
-
-    def replace_raw(self, at: int, graph: NeighbourGraph) -> None:
-        """Put another graph in place of one of those of the raw features, which have changed."""
-        self.raw_indices[at] = graph.indices
-        self.raw_weights[at] = graph.weights.detach()
 
     def forget(self) -> None:
         """Let the next `propagate` build anew."""

@@ -18,9 +18,11 @@ as a constant, so that a, W_m and X_m move once per epoch. `rebuild: batch` buil
 batch. Ranking builds its own from the weights of that moment.
 
 Where encoders make the X_m and learn, h depends on them through G alone, so that a gradient per
-epoch would teach them next to nothing: who is near whom, in 3. and in G_m, is then chosen when the
-engine computes the X_m anew and at the start of an epoch, and the weights of these edges are
-computed with gradient in every batch.
+epoch would teach them next to nothing: who is near whom in 3. is then chosen when the engine
+computes the X_m anew and at the start of an epoch, and the weights of these edges are computed
+with gradient in every batch. G_m stays what it was at the start, as 5. has it, also where rows of
+features learn: with lambda of 0.9 nearly all of h, it would otherwise change under Q with each
+new table.
 
 Shapes: I items, N users and items, B batch, D = config.embedding_size, M modalities, k neighbours.
 Departures: G is stored as the 2 k M entries that a row can have, never as I x I. 4. normalises
@@ -40,6 +42,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from mmbench.errors import ConfigError
 from mmbench.modality import MODALITIES
 from mmbench.models import losses
 from mmbench.models.base import (
@@ -111,6 +114,11 @@ class LATTICE(Recommender):
             self.modal_logits = nn.Parameter(torch.full((len(given),), 0.5))  # a
         self.item_graphs = LearnedGraphs([raw_graph(g, config.k) for g in given])
         self._chosen: dict[str, Tensor] = {}  # neighbours of Y_m where encoders learn, [I, k]
+        if len(self.features.encoders) and config.raw_weight == 1:
+            raise ConfigError(
+                "model.raw_weight: 1 leaves nothing of the graph that an encoder learns by, as "
+                "the rest is made of its vectors at the start; take less, or stored features"
+            )
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Vectors u [U, D] and i [I, D], over item graphs built from the weights of now."""
@@ -135,12 +143,8 @@ class LATTICE(Recommender):
         self._chosen = {}
 
     def on_features_change(self) -> None:
-        """Choose the neighbours by X_m anew."""
+        """Let the next batch choose the neighbours by Y_m anew; G_m stays."""
         self._chosen = {}
-        for at, name in enumerate(self.features.modalities):
-            if name in self.features.encoders:
-                near = learned_similarities(self.features.table(name), self.config.k)
-                self.item_graphs.replace_raw(at, near.normalised())
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The BPR loss of B triples and the penalty of their vectors, scalars."""
@@ -166,10 +170,7 @@ class LATTICE(Recommender):
     def build(self) -> list[NeighbourGraph]:
         """G with gradient to a, W_m and X_m; for an ensemble G_m' of each modality."""
         share, alpha = self.config.raw_weight, self._alpha()
-        raw = [
-            self._raw(name, graph)
-            for name, graph in zip(self.features.modalities, self.item_graphs.raw(), strict=True)
-        ]
+        raw = self.item_graphs.raw()
         learned = [self._learned(name) for name in self.features.modalities]
         if self.config.integration == "ensemble":
             return [
@@ -185,13 +186,6 @@ class LATTICE(Recommender):
                 *(graph.scaled(share * alpha[m]) for m, graph in enumerate(raw)),
             )
         ]
-
-    def _raw(self, name: str, graph: NeighbourGraph) -> NeighbourGraph:
-        """G_m, with gradient to X_m where an encoder has given rows with it."""
-        table = self.features[name]
-        if name not in self.features.encoders or not table.requires_grad:
-            return graph
-        return learned_similarities(table, self.config.k, graph.indices).normalised()
 
     def _learned(self, name: str) -> NeighbourGraph:
         """L_m of equation 3."""
