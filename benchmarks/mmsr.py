@@ -35,12 +35,12 @@ from mmbench import console
 from mmbench.data.cleaning import PrepareConfig
 from mmbench.data.prepare import prepare
 from mmbench.encoders.loading import quiet
+from mmbench.engine.building import build_model
 from mmbench.engine.device import Compute, choose
 from mmbench.engine.inputs import load_inputs, to_device
 from mmbench.engine.live import LiveItemEncoder
 from mmbench.engine.sampling import make_sampler
 from mmbench.engine.step import Step
-from mmbench.engine.train import build_model
 from mmbench.recipe import Recipe
 
 TOP_BLOCKS = 2

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from mmbench.engine.folder import run_path
 from mmbench.engine.inputs import load_inputs
-from mmbench.engine.train import run_path
 from mmbench.errors import MMBenchError
 from mmbench.recipe import Recipe, RunRecipe, load_recipe, system_hash
 from mmbench.recipe_files import SHIPPED, read_recipe, shipped_recipes

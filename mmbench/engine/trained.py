@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mmbench.engine.building import build_model, make_ranker
 from mmbench.engine.device import Compute
 from mmbench.engine.end_to_end import refresh
 from mmbench.engine.inputs import Inputs, load_inputs
 from mmbench.engine.start import read_weights
-from mmbench.engine.train import build_model, make_ranker
 from mmbench.errors import ConfigError, DataError
 from mmbench.models.base import Recommender
 from mmbench.recipe import Recipe, RunRecipe

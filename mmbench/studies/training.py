@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mmbench.engine.device import Compute
+from mmbench.engine.folder import run_path
 from mmbench.engine.inputs import Inputs, check_modalities, load_inputs
-from mmbench.engine.train import CostListener, run_path, train_run
+from mmbench.engine.train import CostListener, train_run
 from mmbench.engine.training import EpochListener
 from mmbench.models.base import MODELS
 from mmbench.recipe import Recipe, RunRecipe

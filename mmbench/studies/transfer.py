@@ -24,10 +24,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mmbench.data.prepared import load_dataset
+from mmbench.engine.building import build_model
 from mmbench.engine.inputs import Inputs, check_modalities, load_inputs
 from mmbench.engine.spaces import check_shared, check_spaces
 from mmbench.engine.start import KEY, sizes_of_inputs, what_moves
-from mmbench.engine.train import build_model
 from mmbench.errors import ConfigError
 from mmbench.models.base import MODELS
 from mmbench.recipe import Recipe, RunRecipe

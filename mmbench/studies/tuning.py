@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmbench.engine.folder import run_path
 from mmbench.engine.inputs import Inputs, load_inputs
 from mmbench.engine.start import find_start
-from mmbench.engine.train import run_path
 from mmbench.errors import ConfigError, MMBenchError, TrainingError
 from mmbench.recipe import Recipe, RunRecipe
 from mmbench.runs import Run, open_run, read_manifest

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mmbench.engine.building import make_ranker
 from mmbench.engine.device import Compute
-from mmbench.engine.train import make_ranker
 from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.base import parse_metric

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from mmbench.data.cleaning import PrepareConfig
 from mmbench.data.prepare import prepare
-from mmbench.engine import train as training_run
 from mmbench.engine.device import choose
+from mmbench.engine.folder import CHECKPOINT, run_path
 from mmbench.engine.inputs import load_inputs
 from mmbench.engine.sampling import SequenceSampler
 from mmbench.engine.step import SMALLEST_SCALE, Step, is_out_of_memory
-from mmbench.engine.train import run_path, train_run
+from mmbench.engine.train import train_run
 from mmbench.errors import TrainingError
 from mmbench.models.base import Batch, Interactions, Recommender
 from mmbench.models.bpr_mf import BPRMF
@@ -335,7 +335,7 @@ def test_parts_and_scale_outlive_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tiny_data, tmp_path / "cut", on_epoch=interrupt, checkpoint_every_s=0.0)
     folder, _ = run_path(recipe, load_inputs(recipe, tiny_data), tmp_path / "cut")
-    state = torch.load(folder / training_run.CHECKPOINT, weights_only=True)
+    state = torch.load(folder / CHECKPOINT, weights_only=True)
     assert state["step"]["parts"] == 4
     assert ("scale" in state["step"]["scaler"]) == (precision == "float16")
     resumed = run(recipe, tiny_data, tmp_path / "cut")

@@ -21,12 +21,13 @@ import yaml
 from safetensors.torch import load_file
 
 from mmbench.data.prepare import prepare
+from mmbench.engine.building import build_model, make_ranker
 from mmbench.engine.device import choose
 from mmbench.engine.extract import extract_builtin
 from mmbench.engine.inputs import load_inputs
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.ranks import Ranks
-from mmbench.engine.train import build_model, make_ranker, train_run
+from mmbench.engine.train import train_run
 from mmbench.recipe import Recipe, RunRecipe
 from mmbench.runs import Run, open_run, read_manifest
 

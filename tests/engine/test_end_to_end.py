@@ -19,12 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmbench.cli.main import cli
+from mmbench.engine.building import build_model
 from mmbench.engine.device import choose
 from mmbench.engine.end_to_end import EndToEnd
 from mmbench.engine.inputs import Inputs, load_inputs
 from mmbench.engine.live import LiveItemEncoder
 from mmbench.engine.step import Step
-from mmbench.engine.train import build_model, train_run
+from mmbench.engine.train import train_run
 from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError
 from mmbench.models.base import Batch, Recommender

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from mmbench.engine.building import build_model, make_ranker
 from mmbench.engine.device import choose
 from mmbench.engine.inputs import load_inputs, to_device
-from mmbench.engine.train import build_model, make_ranker, train_run
+from mmbench.engine.train import train_run
 from mmbench.engine.training import TrainingLoop
 from mmbench.recipe import Recipe, RunRecipe
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmbench.engine.building import build_model, make_ranker
 from mmbench.engine.device import choose
 from mmbench.engine.inputs import load_inputs
 from mmbench.engine.sampling import TripleSampler
-from mmbench.engine.train import build_model, make_ranker, train_run
+from mmbench.engine.train import train_run
 from mmbench.recipe import Recipe, RunRecipe
 
 pytestmark = pytest.mark.gpu

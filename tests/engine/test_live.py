@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from mmbench.cli.main import cli
 from mmbench.data.prepared import load_dataset
 from mmbench.encoders.pictures import open_picture
+from mmbench.engine.building import build_model
 from mmbench.engine.device import choose
 from mmbench.engine.inputs import load_inputs
 from mmbench.engine.live import LiveItemEncoder, find_live
 from mmbench.engine.live_contents import FOLDER, kept
-from mmbench.engine.train import build_model, train_run
+from mmbench.engine.train import train_run
 from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError, DataError
 from mmbench.recipe import Recipe

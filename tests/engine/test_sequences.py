@@ -11,10 +11,10 @@ import torch
 
 from mmbench.data.cleaning import PrepareConfig
 from mmbench.data.prepare import prepare
+from mmbench.engine.building import build_model, make_ranker
 from mmbench.engine.device import choose
 from mmbench.engine.inputs import Ragged, _masked, load_inputs
 from mmbench.engine.sampling import SequenceSampler, TripleSampler, make_sampler
-from mmbench.engine.train import build_model, make_ranker
 from mmbench.engine.training import TrainingLoop
 from mmbench.errors import DataError
 from mmbench.models.base import Interactions

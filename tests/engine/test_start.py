@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmbench.engine.building import build_model
 from mmbench.engine.device import choose
+from mmbench.engine.folder import run_path
 from mmbench.engine.inputs import load_inputs
 from mmbench.engine.start import find_start, what_moves
-from mmbench.engine.train import build_model, run_path, train_run
+from mmbench.engine.train import train_run
 from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError, DataError
 from mmbench.models.base import MODELS, Interactions, ItemFeatures

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from mmbench.engine.device import choose
-from mmbench.engine.train import CHECKPOINT, train_run
+from mmbench.engine.folder import CHECKPOINT
+from mmbench.engine.train import train_run
 from mmbench.errors import DataError, TrainingError
 from mmbench.recipe import Recipe, RunRecipe
 from mmbench.runs import open_run

@@ -17,10 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmbench.engine.building import build_model, make_ranker
 from mmbench.engine.device import choose
+from mmbench.engine.folder import run_path
 from mmbench.engine.inputs import load_inputs
 from mmbench.engine.optimisation import learning_rate_factor
-from mmbench.engine.train import build_model, make_ranker, run_path, train_run
+from mmbench.engine.train import train_run
 from mmbench.errors import ConfigError, DataError, TrainingError, UnknownNameError
 from mmbench.metrics.base import parse_metric
 from mmbench.recipe import Recipe, RunRecipe
