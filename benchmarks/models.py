@@ -76,7 +76,10 @@ PAIRS = {
     "vbpr": Pair("VBPR", {"regularization": 0.1}, {"reg_weight": 0.1}, needed=1.5),
     # Theirs leaves the vectors of users and items, and T of each modality, at random values.
     "mmgcn": Pair(
-        "MMGCN", {"frozen_ids": True, "compat": True}, {"reg_weight": 1e-3, **_RATE}, needed=3.0
+        "MMGCN",
+        {"freeze_tables": True, "penalize_visual_only": True},
+        {"reg_weight": 1e-3, **_RATE},
+        needed=3.0,
     ),
     "grcn": Pair("GRCN", {}, {"reg_weight": 1e-3, **_RATE}),
     "dualgnn": Pair("DualGNN", {}, {"reg_weight": 1e-2, "aggr_mode": "add", **_RATE}),
@@ -101,7 +104,7 @@ PAIRS = {
     ),
     "smore": Pair(
         "SMORE",
-        {"n_layers": 4, "visual_neighbours": 40, "textual_neighbours": 15},
+        {"n_layers": 4, "visual_k": 40, "textual_k": 15},
         {
             "n_ui_layers": 4,
             "image_knn_k": 40,

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from mmbench.engine.folder import run_path
+from mmbench.engine.folder import system_of
 from mmbench.engine.inputs import load_inputs
 from mmbench.errors import MMBenchError
 from mmbench.recipe import Recipe, RunRecipe, load_recipe, system_hash
@@ -28,6 +28,23 @@ from mmbench.runs import Run
 OWN = "recipe.yaml"
 MANY_SETTINGS = 8
 """With more settings than these a command explains less than the run's own recipe does."""
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "dragon": {"n_neighbours": "user_k"},
+    "dualgnn": {"n_neighbours": "user_k"},
+    "lgmrec": {"keep_rate": "dropout"},
+    "mgcn": {"n_neighbours": "k"},
+    "mmgcn": {"frozen_ids": "freeze_tables", "compat": "penalize_visual_only"},
+    "smore": {
+        "n_neighbours": "k",
+        "visual_neighbours": "visual_k",
+        "textual_neighbours": "textual_k",
+        "acoustic_neighbours": "acoustic_k",
+    },
+}
+"""By model, what a setting is called since stored runs were made. Their names are hashes of the
+earlier words; what was trained is the same."""
+_OPPOSITE = {"keep_rate", "dropout"}
+"""Of these one says what is kept, the other what is left out."""
 _LEAVES = ("model", "training", "evaluation")  # sections whose keys are set one by one
 
 
@@ -41,7 +58,8 @@ class Provenance:
         command: what trains it again.
         identity: hash of the recipe's identity as this version reads it; "" where it cannot.
         is_current: whether this version would give the run, on the data at hand, the very hash
-            that it has; None where that could not be computed.
+            that it has, renamed settings called as they were; None where that could not be
+            computed.
         reason: why not.
     """
 
@@ -78,16 +96,30 @@ def recipe_of(run: Run) -> RunRecipe:
     Raises:
         ConfigError, DataError, UnknownNameError: it does not.
     """
-    return Recipe(resolved_recipe(run), OWN).expand()[0]
+    raw = resolved_recipe(run)
+    return Recipe({**raw, "model": _renamed(raw["model"])}, OWN).expand()[0]
+
+
+def _renamed(model: Mapping[str, Any], *, back: bool = False) -> dict[str, Any]:
+    """A recipe's section `model` with its settings called as they are now, or as they were."""
+    pairs = RENAMED.get(str(model["name"]), {}).items()
+    names = {now: was for was, now in pairs} if back else dict(pairs)
+    made = dict(model)
+    for key in names.keys() & model.keys():
+        value = made.pop(key)
+        made[names[key]] = 1.0 - value if key in _OPPOSITE else value
+    return made
 
 
 def _is_current(recipe: RunRecipe, run: Run, data_dir: Path) -> tuple[bool | None, str]:
     try:
         inputs = load_inputs(recipe, data_dir)
-        _, system = run_path(recipe, inputs, run.path.parent)
+        now = recipe.identity()
+        before = {**now, "model": _renamed(now["model"], back=True)}
+        systems = {system_of(recipe, inputs, identity) for identity in (now, before)}
     except MMBenchError as problem:
         return None, str(problem).splitlines()[0].replace(f"{data_dir}/", "")
-    if system == run.system:
+    if run.system in systems:
         return True, ""
     facts = inputs.facts()
     changed = [what for what in facts if facts[what] != (run.manifest.get(what) or facts[what])]

@@ -16,7 +16,7 @@ by cosine, the item itself included. beta_u is the softmax of the numbers of com
 K users with whom u shares most.
 
 Shapes: U users, I items, B batch, M modalities, D = config.embedding_size, L = config.n_layers,
-n = config.n_item_layers, k = config.k, K = config.n_neighbours; T_m [U, D], omega [U, M]; z and r
+n = config.n_item_layers, k = config.k, K = config.user_k; T_m [U, D], omega [U, M]; z and r
 are M D wide. There is no table of item ids.
 Departures: the softmax runs over the neighbours that there are; the public code fills lists
 shorter than K with draws from themselves in each epoch, which `pad: resample` restores. With
@@ -57,10 +57,10 @@ class DRAGONConfig(ModelConfig):
     embedding_size: PositiveInt = 64  # D
     hidden_size: PositiveInt = 256  # rows of W_1
     n_layers: PositiveInt = 2  # L
-    k: PositiveInt = 10
+    k: PositiveInt = 10  # nearest items of an item
     visual_weight: float = Field(0.1, ge=0.0, le=1.0)  # w of the image, the others share the rest
     n_item_layers: PositiveInt = 1  # n
-    n_neighbours: int = Field(40, ge=1, le=STORED)  # K
+    user_k: int = Field(40, ge=1, le=STORED)  # K, nearest users of a user
     n_user_layers: PositiveInt = 1
     regularization: NonNegativeFloat = 1e-3
     pad: Literal["none", "resample"] = "none"
@@ -95,7 +95,7 @@ class DRAGON(Recommender):
         self.config = config
         self.n_users = train.n_users
         self.graph = normalised_adjacency(train)  # S
-        self.user_graph = UserGraph(train, config.n_neighbours, config.pad)  # beta
+        self.user_graph = UserGraph(train, config.user_k, config.pad)  # beta
         graphs = {g.modality: knn_graph(g, config.k, "uniform") for g in given}
         if config.integration == "fusion":
             shares = mixing_weights(list(graphs), config.visual_weight)

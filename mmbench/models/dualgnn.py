@@ -15,7 +15,7 @@ https://doi.org/10.1109/TMM.2021.3138298
 beta_u is the softmax of the numbers of common items over the K users with whom u shares most.
 
 Shapes: U users, I items, B batch, M modalities, D = config.embedding_size, L = config.n_layers,
-K = config.n_neighbours; T_m [U, D], omega [U, M]. There is no table of item ids.
+K = config.user_k; T_m [U, D], omega [U, M]. There is no table of item ids.
 Departures: the softmax runs over the neighbours that there are; the public code fills lists
 shorter than K with draws from themselves in each epoch, which `pad: resample` restores. The public
 toolbox adds the other modalities to the first one's tensor in place, so that its equation 4 sees
@@ -55,7 +55,7 @@ class DualGNNConfig(ModelConfig):
     embedding_size: PositiveInt = 64  # D
     hidden_size: PositiveInt = 256  # rows of W_1
     n_layers: PositiveInt = 2  # L
-    n_neighbours: int = Field(40, ge=1, le=STORED)  # K
+    user_k: int = Field(40, ge=1, le=STORED)  # K, nearest users of a user
     regularization: NonNegativeFloat = 1e-2
     pad: Literal["none", "resample"] = "none"
     alias_bug: bool = False
@@ -98,7 +98,7 @@ class DualGNN(Recommender):
         self.config = config
         self.n_users = train.n_users
         self.graph = normalised_adjacency(train)  # S
-        self.user_graph = UserGraph(train, config.n_neighbours, config.pad)  # beta
+        self.user_graph = UserGraph(train, config.user_k, config.pad)  # beta
         self.branches = nn.ModuleDict(
             {
                 g.modality: PreferenceBranch(

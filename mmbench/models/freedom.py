@@ -56,7 +56,7 @@ class FREEDOMConfig(ModelConfig):
     embedding_size: PositiveInt = 64  # D
     n_layers: PositiveInt = 2  # L
     n_item_layers: PositiveInt = 1  # n
-    k: PositiveInt = 10
+    k: PositiveInt = 10  # nearest items of an item
     visual_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1  # w_visual
     pruning: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.8  # rho
     feature_weight: NonNegativeFloat = 1e-3

@@ -46,7 +46,7 @@ BLOCK_USERS = 1024
 class ItemKNNCBFConfig(ModelConfig):
     """Settings of content ItemKNN."""
 
-    k: PositiveInt = 50
+    k: PositiveInt = 50  # nearest items of an item
     shrinkage: NonNegativeFloat = 0.0
     combine: Literal["sum", "concat"] = "sum"
     normalize: bool = True

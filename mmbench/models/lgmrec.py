@@ -6,7 +6,7 @@ Guo, Li, Li, Wang, Shi and Ruan, AAAI 2024. https://arxiv.org/abs/2312.16400
     2. local   y_m = X_m W_m,  loc_m = S^K [D_u^-1 R y_m ; y_m]        (the last layer alone)
     3. groups  logits of items X_m V_m, of users R X_m V_m             (a sum, not a mean)
     4. H = softmax((logits + g) / assignment_temperature) over the A groups, g standard Gumbel
-    5. H = drop(H) with probability 1 - keep_rate
+    5. H = drop(H) with probability `dropout`
     6. global  z = C of the items; T times: lat = H_items' z, z = H_items lat, u = H_users lat;
        glob_m = [u ; z] of the last time
     7. final = C + sum over m of nrm(loc_m) + global_weight * nrm(sum over m of glob_m),
@@ -70,7 +70,7 @@ class LGMRecConfig(ModelConfig):
     n_modality_layers: PositiveInt = 2  # K
     n_group_layers: PositiveInt = 1  # T
     n_groups: PositiveInt = 4  # A
-    keep_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5  # 1 - the paper's keep rate
     global_weight: NonNegativeFloat = 0.3
     assignment_temperature: PositiveFloat = 0.2
     noise: Literal["training", "always", "never"] = "training"
@@ -137,7 +137,7 @@ class LGMRec(Recommender):
         if self.config.noise == "always":
             generator = torch.Generator(self.nodes.device).manual_seed(EVALUATION_SEED)
         behaviour, local, groups = self._propagated(
-            noisy=self.config.noise == "always", keep=1.0, generator=generator
+            noisy=self.config.noise == "always", dropout=0.0, generator=generator
         )
         glob = [torch.cat([g.of_users, g.of_items]) @ g.vectors for g in groups]
         final = self._joined(behaviour, local, glob)
@@ -155,7 +155,7 @@ class LGMRec(Recommender):
         """The terms of equation 8 for B triples, scalars."""
         config = self.config
         behaviour, local, groups = self._propagated(
-            noisy=config.noise != "never", keep=config.keep_rate, generator=None
+            noisy=config.noise != "never", dropout=config.dropout, generator=None
         )
         chosen = torch.cat([batch.positives, batch.negatives])
         rows = torch.cat([batch.users, chosen + self.n_users])  # [3 B]
@@ -187,7 +187,7 @@ class LGMRec(Recommender):
         return terms
 
     def _propagated(
-        self, *, noisy: bool, keep: float, generator: torch.Generator | None
+        self, *, noisy: bool, dropout: float, generator: torch.Generator | None
     ) -> tuple[Tensor, list[Tensor], list[Groups]]:
         """C [N, D], and of each modality loc_m [N, D] and its groups."""
         behaviour = self.graph.mean_of_powers(self.nodes, self.config.n_layers)
@@ -209,8 +209,8 @@ class LGMRec(Recommender):
         for of_users, of_items in zip(
             split_columns(user_logits, n_views), split_columns(item_logits, n_views), strict=True
         ):
-            to_users = self._assigned(of_users, noisy, keep, generator)  # [U, A]
-            to_items = self._assigned(of_items, noisy, keep, generator)  # [I, A]
+            to_users = self._assigned(of_users, noisy, dropout, generator)  # [U, A]
+            to_items = self._assigned(of_items, noisy, dropout, generator)  # [I, A]
             # Sums over all items, which nothing divides: not in half precision.
             with torch.autocast(behaviour.device.type, enabled=False):
                 vectors = to_items.T @ behaviour[self.n_users :]  # lat, [A, D]
@@ -221,14 +221,14 @@ class LGMRec(Recommender):
         return behaviour, list(local), groups
 
     def _assigned(
-        self, logits: Tensor, noisy: bool, keep: float, generator: torch.Generator | None
+        self, logits: Tensor, noisy: bool, dropout: float, generator: torch.Generator | None
     ) -> Tensor:
         """H of some rows, [R, A]: equations 4 and 5."""
         if noisy:
             exponential = torch.empty_like(logits).exponential_(generator=generator)
             logits = logits - exponential.log()  # minus the log of Exp(1) is standard Gumbel
         shares = (logits / self.config.assignment_temperature).softmax(dim=1)
-        return F.dropout(shares, 1.0 - keep, training=True)
+        return F.dropout(shares, dropout, training=True)
 
     def _joined(self, behaviour: Tensor, local: list[Tensor], glob: list[Tensor]) -> Tensor:
         """`final` [R, D]; of an ensemble the vectors side by side, whose product is the mean."""

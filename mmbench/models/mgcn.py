@@ -53,7 +53,7 @@ class MGCNConfig(ModelConfig):
     embedding_size: PositiveInt = 64  # D
     n_layers: PositiveInt = 2  # L
     n_item_layers: PositiveInt = 1  # l
-    n_neighbours: PositiveInt = 10  # k
+    k: PositiveInt = 10  # nearest items of an item
     regularization: NonNegativeFloat = 1e-4
     contrast_weight: NonNegativeFloat = 0.01
     temperature: PositiveFloat = 0.2
@@ -96,7 +96,7 @@ class MGCN(Recommender):
             name = features.modality
             self.project[name] = nn.Linear(features.matrix.shape[1], size)  # W_m, b_m
             self.gate[name] = nn.Linear(size, size)  # V_m, c_m
-            graph = knn_graph(features, config.n_neighbours, "cosine")
+            graph = knn_graph(features, config.k, "cosine")
             self.item_graphs[name] = SparseOperator(graph)
         if len(given) > 1 and config.integration == "fusion":
             self.attention = QueryAttention(size)

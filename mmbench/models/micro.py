@@ -67,7 +67,7 @@ class MICROConfig(ModelConfig):
     embedding_size: PositiveInt = 64  # D
     n_layers: PositiveInt = 2  # L
     n_item_layers: PositiveInt = 1  # n
-    k: PositiveInt = 10
+    k: PositiveInt = 10  # nearest items of an item
     raw_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9  # lambda
     regularization: NonNegativeFloat = 1e-5
     contrast_weight: NonNegativeFloat = 0.03  # gamma

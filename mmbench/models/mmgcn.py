@@ -18,7 +18,8 @@ wide (config.visual_size for the image, else the columns of X_m), every later la
 [N, D], T_m is [U, C_m].
 Departures: equation 4 concatenates, as the authors' code does whatever its switch says. That
 code and the public toolbox leave E and T_m at their random start, where the paper learns them:
-`frozen_ids` restores it. They also penalise T of the image alone: `compat` restores that.
+`freeze_tables` restores it. They also penalise T of the image alone, which
+`penalize_visual_only` restores.
 `integration: ensemble` averages the scores x_u^3 . x_i^3 of the modalities instead of x^3.
 """
 
@@ -56,8 +57,8 @@ class MMGCNConfig(ModelConfig):
     embedding_size: PositiveInt = 64  # D
     visual_size: PositiveInt = 256  # width of the projected image
     regularization: NonNegativeFloat = 1e-3
-    frozen_ids: bool = False
-    compat: bool = False
+    freeze_tables: bool = False
+    penalize_visual_only: bool = False
     integration: Literal["fusion", "ensemble"] = "fusion"
 
 
@@ -93,7 +94,7 @@ class MMGCN(Recommender):
         self.to_items = SparseOperator(row_means(sp.csr_array(train.matrix.T)))  # [I, U]
         nodes = torch.empty(train.n_users + train.n_items, config.embedding_size)
         nn.init.xavier_normal_(nodes)
-        if config.frozen_ids:
+        if config.freeze_tables:
             self.register_buffer("nodes", nodes)
         else:
             self.nodes = nn.Parameter(nodes)
@@ -121,7 +122,7 @@ class MMGCN(Recommender):
         users, positives, negatives = self._final(rows).chunk(3)
         terms = {"bpr": losses.bpr((users * positives).sum(1), (users * negatives).sum(1))}
         # Of tables that do not learn the penalty would be a constant.
-        if self.config.regularization and not self.config.frozen_ids:
+        if self.config.regularization and not self.config.freeze_tables:
             terms["regularization"] = self.config.regularization * self._penalty(rows)
         return terms
 
@@ -133,7 +134,7 @@ class MMGCN(Recommender):
         of_users, *of_items = self.nodes.index_select(0, rows).square().chunk(3)
         total = (2 * of_users + sum(of_items)).mean() / 2  # a user stands in two pairs
         for modality, branch in zip(self.branches, self._branches(), strict=True):
-            if modality == "visual" or not self.config.compat:
+            if modality == "visual" or not self.config.penalize_visual_only:
                 # Not square().mean(), which would write a table of squares as large as T.
                 total = total + (
                     torch.linalg.vector_norm(branch.preferences).square()
@@ -223,7 +224,7 @@ class _Branch(nn.Module):
         nn.init.xavier_normal_(preferences)
         self.items_are_fewer = n_items <= n_users
         of_users = None
-        if config.frozen_ids:
+        if config.freeze_tables:
             preferences = unit_rows(preferences)
             self.register_buffer("preferences", preferences)
             of_users = to_items.multiply(preferences) if self.items_are_fewer else None

@@ -31,7 +31,7 @@ class NeighbourConfig(ModelConfig):
     are named for.
     """
 
-    k: PositiveInt = 50
+    k: PositiveInt = 50  # nearest items of an item, or users of a user
     shrinkage: NonNegativeFloat = 100.0  # h
     similarity: Literal["cosine", "asymmetric", "jaccard", "dice", "tversky"] = "cosine"
     weighting: Literal["none", "tf-idf", "bm25"] = "none"

@@ -45,7 +45,7 @@ from mmbench.models.neighbours import product_rows
 class SLIMBPRConfig(ModelConfig):
     """Settings of SLIM-BPR; it has updates of its own, so their settings are here."""
 
-    top_k: PositiveInt = 200
+    top_k: PositiveInt = 200  # weights kept per item
     learning_rate: PositiveFloat = 1e-4
     optimizer: Literal["sgd", "adagrad", "rmsprop", "adam"] = "adagrad"
     symmetric: bool = True

@@ -49,7 +49,7 @@ class SLIMElasticNetConfig(ModelConfig):
 
     alpha: PositiveFloat = 0.01
     l1_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01  # rho
-    top_k: PositiveInt = 100
+    top_k: PositiveInt = 100  # weights kept per item
 
 
 @register_model(

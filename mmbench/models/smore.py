@@ -56,24 +56,24 @@ JOINED = "joined"
 
 
 class SMOREConfig(ModelConfig):
-    """Settings of SMORE; `n_neighbours` holds for modalities without a number of their own."""
+    """Settings of SMORE; `k` holds for modalities without a number of their own."""
 
     embedding_size: PositiveInt = 64  # D
     n_layers: PositiveInt = 4  # L
-    n_neighbours: PositiveInt = 10  # k
-    visual_neighbours: PositiveInt | None = None
-    textual_neighbours: PositiveInt | None = None
-    acoustic_neighbours: PositiveInt | None = None
+    k: PositiveInt = 10  # nearest items of an item
+    visual_k: PositiveInt | None = None  # k of this modality
+    textual_k: PositiveInt | None = None  # k of this modality
+    acoustic_k: PositiveInt | None = None  # k of this modality
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     regularization: NonNegativeFloat = 1e-4
     contrast_weight: NonNegativeFloat = 0.01
     temperature: PositiveFloat = 0.2
     freeze_features: bool = False
 
-    def neighbours(self, modality: str) -> int:
+    def k_of(self, modality: str) -> int:
         """How many neighbours an item has in the graph of a modality."""
-        own: int | None = getattr(self, f"{modality}_neighbours", None)
-        return self.n_neighbours if own is None else own
+        own: int | None = getattr(self, f"{modality}_k", None)
+        return self.k if own is None else own
 
 
 class Filter(nn.Module):
@@ -134,7 +134,7 @@ class SMORE(Recommender):
                 for name in self.given
             }
         )
-        graphs = [knn_graph(g, config.neighbours(g.modality), "cosine") for g in given]
+        graphs = [knn_graph(g, config.k_of(g.modality), "cosine") for g in given]
         named = zip(self.views, [*graphs, largest_weights(graphs)], strict=True)
         self.item_graphs = nn.ModuleDict({b: SparseOperator(graph) for b, graph in named})  # G_b
 

@@ -86,7 +86,7 @@ def scores_by_loops(model, dense, given):
     found, weights = representations_by_loops(model, dense, given)
     names = list(found)
     omega = weights.get("weights", np.ones((n_users, 1)))
-    beta = user_weights_by_loops(dense, config.n_neighbours)
+    beta = user_weights_by_loops(dense, config.user_k)
     graphs = {g.modality: item_graph_by_loops(g.matrix.double().numpy(), config.k) for g in given}
     shares = shares_of(names, config.visual_weight)
     mixed = sum(shares[name] * graphs[name] for name in names)
@@ -125,7 +125,7 @@ def spread(model):
 
 VARIANTS = [
     {"k": 3},
-    {"n_neighbours": 2, "n_layers": 1, "visual_weight": 0.4},
+    {"user_k": 2, "n_layers": 1, "visual_weight": 0.4},
     {"k": 2, "n_item_layers": 2, "n_user_layers": 2},
     {"k": 3, "integration": "ensemble"},
 ]

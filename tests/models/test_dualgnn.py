@@ -70,7 +70,7 @@ def scores_by_loops(model, dense, given):
     found, weights = representations_by_loops(model, dense, given)
     names = list(found)
     omega = weights.get("weights", np.ones((n_users, 1)))
-    beta = user_weights_by_loops(dense, config.n_neighbours)
+    beta = user_weights_by_loops(dense, config.user_k)
     for_users = dict(found)
     if config.alias_bug:
         for_users[names[0]] = sum(found.values())
@@ -113,7 +113,7 @@ def spread(model):
 
 VARIANTS = [
     {},
-    {"n_neighbours": 2, "n_layers": 1},
+    {"user_k": 2, "n_layers": 1},
     {"alias_bug": True},
     {"integration": "ensemble"},
 ]

@@ -41,7 +41,7 @@ SETTINGS = {
     "smore": {"dropout": 0.0},
     # Turning gradients round makes them those of no function; its own tests look at each side.
     "mmssl": {"dropout": 0.0, "adversary_weight": 0.0},
-    "lgmrec": {"noise": "never", "keep_rate": 1.0},
+    "lgmrec": {"noise": "never", "dropout": 0.0},
     # Gates draw in every step, and each side holds the other still: its own tests look at both.
     "gated-ensemble": {"gate": "fixed"},
 }

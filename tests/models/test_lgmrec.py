@@ -53,7 +53,7 @@ def draw(given, config, n_users, n_items):
             if config.noise != "never":
                 noise = -torch.empty(shape, dtype=torch.float64).exponential_().log().numpy()
             ones = torch.ones(shape, dtype=torch.float64)
-            drawn[features.modality, kind] = noise, F.dropout(ones, 1 - config.keep_rate).numpy()
+            drawn[features.modality, kind] = noise, F.dropout(ones, config.dropout).numpy()
     return drawn
 
 
@@ -136,14 +136,14 @@ def step(model, batch):
 
 @pytest.mark.parametrize("integration", ["fusion", "ensemble"])
 @pytest.mark.parametrize(
-    ("noise", "keep_rate", "n_group_layers", "n_groups"),
-    [("never", 1.0, 1, 3), ("training", 0.7, 3, 3), ("training", 1.0, 2, 6)],
+    ("noise", "dropout", "n_group_layers", "n_groups"),
+    [("never", 0.0, 1, 3), ("training", 0.3, 3, 3), ("training", 0.0, 2, 6)],
 )
 @pytest.mark.parametrize("chosen", CHOICES)
 def test_scores_and_terms_by_loops(
     chosen,
     noise,
-    keep_rate,
+    dropout,
     n_group_layers,
     n_groups,
     integration,
@@ -156,7 +156,7 @@ def test_scores_and_terms_by_loops(
 ):
     given = [given[place] for place in chosen]
     settings = {**SMALL, "n_groups": n_groups, "n_group_layers": n_group_layers}
-    settings |= {"noise": noise, "keep_rate": keep_rate, "integration": integration}
+    settings |= {"noise": noise, "dropout": dropout, "integration": integration}
     model = build("lgmrec", train, given, **settings)
     config, n_users = model.config, train.n_users
     weights = numbers(model)
@@ -192,7 +192,7 @@ def test_scores_and_terms_by_loops(
 @pytest.mark.parametrize("chosen", CHOICES)
 def test_gradients_by_differences(chosen, integration, build, train, given, batch):
     given = [given[place] for place in chosen]
-    settings = {**SMALL, "n_group_layers": 2, "keep_rate": 0.8, "integration": integration}
+    settings = {**SMALL, "n_group_layers": 2, "dropout": 0.2, "integration": integration}
     model = build("lgmrec", train, given, **settings)
     numbers(model)
     sum(step(model, batch).values()).backward()
@@ -224,7 +224,7 @@ def test_two_rankings_are_equal_and_draw_nothing(noise, build, train, given, bat
 def test_noise_falls_where_it_is_told_to(build, train, given, batch, all_scores):
     scores, losses = {}, {}
     for noise in ("training", "always", "never"):
-        model = build("lgmrec", train, given, noise=noise, keep_rate=1.0, **SMALL)
+        model = build("lgmrec", train, given, noise=noise, dropout=0.0, **SMALL)
         scores[noise] = all_scores(model, train)
         losses[noise] = [float(model.training_step(batch)["bpr"].detach()) for _ in range(2)]
     np.testing.assert_array_equal(scores["training"], scores["never"])
@@ -242,7 +242,7 @@ def test_the_order_in_which_features_are_given_does_not_matter(build, train, giv
 
 
 def test_the_contrast_grows_with_the_batch_and_needs_two_modalities(build, train, given, batch):
-    model = build("lgmrec", train, given, noise="never", keep_rate=1.0, **SMALL)
+    model = build("lgmrec", train, given, noise="never", dropout=0.0, **SMALL)
     twice = Batch(*(torch.cat([x, x]) for x in (batch.users, batch.positives, batch.negatives)))
     one, two = model.training_step(batch), model.training_step(twice)
     assert float(two["contrast"].detach()) == pytest.approx(2 * float(one["contrast"].detach()))
@@ -272,7 +272,7 @@ def test_isolated_nodes_zero_rows_and_lost_groups_give_numbers(build):
         for name in ("visual", "textual")
     ]
     # With one group in ten kept, most rows of H are all zeros.
-    model = build("lgmrec", lonely, given, keep_rate=0.1, n_groups=2, regularization=0.1)
+    model = build("lgmrec", lonely, given, dropout=0.9, n_groups=2, regularization=0.1)
     one = torch.tensor([0])
     for _ in range(5):
         model.zero_grad()

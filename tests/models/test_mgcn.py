@@ -11,7 +11,7 @@ import torch
 from mmbench.errors import ConfigError
 from mmbench.models.base import Batch, Interactions, ItemFeatures
 
-SMALL = {"embedding_size": 4, "regularization": 0.3, "contrast_weight": 0.7, "n_neighbours": 3}
+SMALL = {"embedding_size": 4, "regularization": 0.3, "contrast_weight": 0.7, "k": 3}
 CHOICES = [[], [0], [1, 2], [0, 1, 2]]
 
 
@@ -79,7 +79,7 @@ def literal(weights, dense, given, raw, config):
     for features in given:
         name = features.modality
         start = features.matrix.double().numpy()
-        graph = neighbour_graph(start, config.n_neighbours)
+        graph = neighbour_graph(start, config.k)
         items = own * sigmoid(
             affine(weights, f"gate.{name}", affine(weights, f"project.{name}", raw[name]))
         )
@@ -236,7 +236,7 @@ def test_isolated_nodes_zero_rows_and_many_neighbours_give_numbers(integration, 
         ItemFeatures(f"{name}__x", name, matrix, torch.ones(4).bool())
         for name in ("visual", "textual")
     ]
-    model = build("mgcn", lonely, given, n_neighbours=50, integration=integration)
+    model = build("mgcn", lonely, given, k=50, integration=integration)
     one = torch.tensor([0])  # its item has a row of zeros: side_i is zero, and the contrast too
     terms = model.training_step(Batch(one, one + 1, one + 2))
     sum(terms.values()).backward()

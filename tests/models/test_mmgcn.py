@@ -102,7 +102,7 @@ def compare(model, train, dense, given, batch, all_scores, penalised, integratio
     terms = {name: float(term.detach()) for name, term in model.training_step(batch).items()}
     bpr, penalty = losses_by_loops(expected, weights, batch, len(dense), penalised)
     assert terms.pop("bpr") == pytest.approx(bpr, rel=1e-5)
-    if penalised is not None and not model.config.frozen_ids:
+    if penalised is not None and not model.config.freeze_tables:
         assert terms.pop("regularization") == pytest.approx(penalty, rel=1e-5)
     assert not terms
 
@@ -132,16 +132,16 @@ def test_with_fewer_users_than_items_the_other_order_gives_the_same(
 def test_as_the_authors_code_the_image_alone_is_penalised(
     build, train, dense, given, batch, all_scores
 ):
-    model = spread(build("mmgcn", train, given, **SIZES, compat=True).double())
+    model = spread(build("mmgcn", train, given, **SIZES, penalize_visual_only=True).double())
     compare(model, train, dense, given, batch, all_scores, ["visual"])
-    model = spread(build("mmgcn", train, given[1:], **SIZES, compat=True).double())
+    model = spread(build("mmgcn", train, given[1:], **SIZES, penalize_visual_only=True).double())
     compare(model, train, dense, given[1:], batch, all_scores, [])
 
 
-def test_frozen_ids_stay_at_their_start_and_are_stored(
+def test_frozen_tables_stay_at_their_start_and_are_stored(
     build, fit, train, dense, given, batch, all_scores
 ):
-    model = build("mmgcn", train, given, **SIZES, frozen_ids=True)
+    model = build("mmgcn", train, given, **SIZES, freeze_tables=True)
     assert not [n for n, _ in model.named_parameters() if "nodes" in n or "preferences" in n]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fit(model, train, epochs=3)
@@ -152,12 +152,12 @@ def test_frozen_ids_stay_at_their_start_and_are_stored(
         before["branches.textual.layers.0.own.weight"],
         after["branches.textual.layers.0.own.weight"],
     )
-    other = build("mmgcn", train, given, seed=1, **SIZES, frozen_ids=True)
+    other = build("mmgcn", train, given, seed=1, **SIZES, freeze_tables=True)
     other.load_state(after)
     np.testing.assert_array_equal(all_scores(model, train), all_scores(other, train))
     compare(model.double(), train, dense, given, batch, all_scores, [])
     few = Interactions(4, 9, train.users[train.users < 4], train.items[train.users < 4])
-    small = build("mmgcn", few, given, **SIZES, frozen_ids=True).double()
+    small = build("mmgcn", few, given, **SIZES, freeze_tables=True).double()
     finals, _ = states_by_loops(small, dense[:4], given)
     np.testing.assert_allclose(
         all_scores(small, few), scores_by_loops(finals, 4, "fusion"), rtol=1e-5, atol=1e-7
@@ -165,7 +165,7 @@ def test_frozen_ids_stay_at_their_start_and_are_stored(
 
 
 @pytest.mark.parametrize("chosen", [[0], [1], [0, 1, 2]])
-@pytest.mark.parametrize("settings", [{}, {"frozen_ids": True}, {"integration": "ensemble"}])
+@pytest.mark.parametrize("settings", [{}, {"freeze_tables": True}, {"integration": "ensemble"}])
 def test_gradients_of_all_parameters(chosen, settings, build, train, given, batch):
     given = [given[index] for index in chosen]
     model = spread(build("mmgcn", train, given, **SIZES, **settings).double())

@@ -19,8 +19,8 @@ SMALL = {
     "n_layers": 2,
     "regularization": 0.3,
     "contrast_weight": 0.7,
-    "visual_neighbours": 4,
-    "n_neighbours": 3,
+    "visual_k": 4,
+    "k": 3,
 }
 CHOICES = [[], [0], [1, 2], [0, 1, 2]]
 
@@ -121,7 +121,7 @@ def literal(weights, dense, given, config):
     graphs, spectra = {}, {}
     for features in given:
         name, start = features.modality, features.matrix.double().numpy()
-        k = config.visual_neighbours if name == "visual" else config.n_neighbours
+        k = config.visual_k if name == "visual" else config.k
         graphs[name] = neighbour_graph(start, k)
         raw = weights.get(f"features.{name}", start)
         spectra[name] = np.array([spectrum(y) for y in affine(weights, f"project.{name}", raw)])
@@ -246,7 +246,7 @@ def test_one_modality_keeps_its_view_and_the_joined_one(build, train, given):
 
 
 def test_a_modality_has_its_own_number_of_neighbours(build, train, given):
-    model = build("smore", train, given, n_neighbours=2, visual_neighbours=5, acoustic_neighbours=3)
+    model = build("smore", train, given, k=2, visual_k=5, acoustic_k=3)
     sizes = {name: len(graph.columns) // 9 for name, graph in model.item_graphs.items()}
     assert (sizes["visual"], sizes["textual"], sizes["acoustic"]) == (5, 2, 3)
     assert sizes["joined"] >= 5
@@ -296,7 +296,7 @@ def test_isolated_nodes_zero_rows_and_many_neighbours_give_numbers(build):
         ItemFeatures(f"{name}__x", name, matrix, torch.ones(4).bool())
         for name in ("visual", "textual")
     ]
-    model = build("smore", lonely, given, n_neighbours=50)
+    model = build("smore", lonely, given, k=50)
     one = torch.tensor([0])  # its item has a row of zeros: side_i is zero, and the contrast too
     terms = model.training_step(Batch(one, one + 1, one + 2))
     sum(terms.values()).backward()
