@@ -10,8 +10,10 @@ its own, forked from one that has everything imported. What may go wrong besides
     options     flags and values of the right and of other kinds
     bytes       a file of the playground is cut, emptied, overwritten, deleted, a folder, or, where
                 it is JSON, YAML or an array, sound but for one value of another kind
-    disk        no file may grow beyond some bytes; folders that cannot be written to
+    disk        no file may grow beyond some bytes; where a file system can be mounted: the
+                folder of the data, of the runs, or all lie on a full or a read-only one
     extras      optional packages are not there
+    tab         a shell asks what could come next on such a line, cut anywhere
 
 Wrong is: an exit status beside 0, 1 and 2, 1 where nothing compares or checks, a traceback, a
 failure without a message, and a result that is there after a failure or is left half-written. What
@@ -37,10 +39,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):  # threads do not survive a fork
     os.environ[name] = "1"
@@ -49,13 +50,13 @@ for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):  # no ca
 os.environ.update(HF_HUB_OFFLINE="1", MMBENCH_NO_PROGRESS="1", COLUMNS="80", NO_PROXY="")
 
 import click  # noqa: E402
-import numpy as np  # noqa: E402
-import yaml  # noqa: E402
+from fuzz_faults import can_mount, own_disk, spoil  # noqa: E402
+from fuzz_playground import SOUND, make_playground  # noqa: E402
 
 import mmbench  # noqa: E402
 from mmbench import console  # noqa: E402
 from mmbench.cli.completing import BY_NAME  # noqa: E402
-from mmbench.cli.main import cli, main  # noqa: E402
+from mmbench.cli.main import VARIABLE, cli, main  # noqa: E402
 
 CRASHED, TOO_LONG = 99, 98
 MAY_FAIL = ("compare", "doctor")
@@ -69,6 +70,7 @@ GARBAGE = (
 )  # fmt: skip
 PATHS = (
     "missing", "empty", "noise.bin", "notes.txt", "data", "runs", "raw", "vbpr.yaml", "matrix.npy",
+    "clip", "as-mmrec", "as-recbole", "grid.yaml",
     "/proc/nosuch", "/dev/null", "x" * 300, "notes.txt/below", "raw/images", "data/tiny", "new",
 )  # fmt: skip
 
@@ -82,6 +84,8 @@ class Case:
     faults: list[str]
     file_limit: int | None = None
     without: tuple[str, ...] = ()
+    disk: tuple[str, int | None] | None = None  # a folder, and what it can still hold
+    typed: str | None = None  # what stands on the line where the tab key is pressed
     status: int = 0
     out: str = ""
     err: str = ""
@@ -90,75 +94,9 @@ class Case:
     @property
     def line(self) -> str:
         """The command as it can be typed."""
+        if self.typed is not None:
+            return f"{self.typed}<TAB>"
         return shlex.join(["mmbench", *self.arguments])
-
-
-# --------------------------------------------------------------------------------------------
-# The playground
-
-
-def make_playground(root: Path) -> None:
-    """A dataset with texts and pictures, finished runs, raw files, recipes, broken files."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    raw = root / "raw"
-    (raw / "images").mkdir(parents=True)
-    likes = [(u, i) for u in range(16) for i in range(16) if (u + i) % 2 == 0 or rng.random() < 0.2]
-    times = [f"u{u},i{i},{(u + i) % 5 + 1},{10**9 + 10 * u + i}" for u, i in likes]
-    (raw / "interactions.csv").write_text("\n".join(["user_id,item_id,rating,timestamp", *times]))
-    words = ["red", "blue", "warm", "cold", "round", "long", "old", "new"]
-    titles = [f"i{i},{words[i % 8]} {words[(i * 3 + 1) % 8]} thing" for i in range(16)]
-    (raw / "items.csv").write_text("\n".join(["item_id,title", *titles]))
-    for item in range(16):
-        picture = rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(raw / "images" / f"i{item}.png")
-    np.save(root / "matrix.npy", rng.standard_normal((16, 3)).astype(np.float32))
-    (root / "items.txt").write_text("\n".join(f"i{i}" for i in range(16)))
-    (root / "notes.txt").write_text("no dataset")
-    (root / "noise.bin").write_bytes(rng.bytes(500))
-    (root / "empty").mkdir()
-    recipe: dict[str, Any] = {
-        "dataset": "tiny",
-        "features": {"visual": "colour-edge", "textual": "tfidf-svd"},
-        "model": {"name": "vbpr", "embedding_size": 4},
-        "training": {"epochs": 1, "batch_size": 64, "select_by": "recall@5"},
-        "evaluation": {"metrics": ["recall@5", "ndcg@5"], "depth": 10},
-        "seeds": [0],
-        "search": {"training.learning_rate": [0.01, 0.001]},
-    }
-    (root / "vbpr.yaml").write_text(yaml.safe_dump(recipe))
-    plain = {**recipe, "features": {}, "model": {"name": "bpr-mf", "embedding_size": 4}}
-    (root / "bpr-mf.yaml").write_text(yaml.safe_dump(plain))
-    following = {**plain, "protocol": "mmsr", "model": {"name": "sasrec", "embedding_size": 4}}
-    (root / "sasrec.yaml").write_text(yaml.safe_dump(following))
-    prepare = ["prepare", "tiny", "--source", "raw", "--user-core", "0", "--item-core", "0"]
-    prepare += ["--split", "random-per-user", "--split", "leave-one-out"]
-    for line in (prepare, ["train", "vbpr.yaml", "bpr-mf.yaml", "--seeds", "0,1"]):
-        status, _, err = run_here(line, root)
-        if status:
-            raise SystemExit(f"the playground could not be made: mmbench {shlex.join(line)}\n{err}")
-
-
-SOUND: dict[str, list[list[str]]] = {
-    "ablate": [["vbpr.yaml", "--drop", "visual"], ["vbpr.yaml", "--sizes", "2,4"]],
-    "cold-start": [["vbpr.yaml"], ["sasrec.yaml", "--definition", "sequences"]],
-    "compare": [["runs"], ["runs", "--html", "page.html", "--out", "report"], ["runs", "--cost"]],
-    "export": [["tiny", "mmrec", "--to", "new"], ["tiny", "recbole", "--to", "new"]],
-    "extract": [
-        ["tiny"],
-        ["tiny", "--force"],
-        ["tiny", "--from-file", "matrix.npy", "--modality", "visual", "--ids", "items.txt"],
-        ["tiny", "--from", "visual__colour-edge", "--whiten", "zca"],
-        ["tiny", "--nearest", "textual__tfidf-svd", "--item", "red"],
-        ["tiny", "--encoder", "minilm-l6", "--weights", "empty"],
-    ],
-    "prepare": [["new", "--source", "raw"], ["tiny", "--describe"], ["--list"]],
-    "represent": [["runs", "--to", "new"]],
-    "stages": [["runs"], ["runs", "--rerank", "3"]],
-    "train": [["vbpr.yaml", "--seeds", "2"], ["vbpr.yaml", "--tune", "random", "--trials", "1"]],
-}
-"""Command lines that work, to which things are then done; other commands are guessed alone."""
 
 
 # --------------------------------------------------------------------------------------------
@@ -239,114 +177,6 @@ def guess_setting(rng: random.Random) -> str:
 
 
 # --------------------------------------------------------------------------------------------
-# Faults
-
-
-def spoil(rng: random.Random, root: Path) -> str:
-    """Do something to one file of the playground; says what."""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name not in ("notes.txt",))
-    # Every folder equally often, or the pictures would be all that is ever spoilt.
-    folder = rng.choice(sorted({p.parent for p in files}))
-    path = rng.choice([p for p in files if p.parent == folder])
-    ways: list[Callable[[random.Random, Path], None]] = [_cut, _noise, _empty, _delete, _folder]
-    ways += [_flip, _flip]
-    if path.suffix in (".json", ".yaml", ".npy", ".jsonl", ".csv"):
-        ways += [_one_value] * 6
-    way = rng.choice(ways)
-    way(rng, path)
-    return f"{way.__name__.lstrip('_')} {path.relative_to(root)}"
-
-
-def _cut(rng: random.Random, path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: rng.randrange(len(content) + 1)])
-
-
-def _noise(rng: random.Random, path: Path) -> None:
-    path.write_bytes(rng.randbytes(rng.choice((1, 100, 5000))))
-
-
-def _empty(rng: random.Random, path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def _delete(rng: random.Random, path: Path) -> None:
-    path.unlink()
-
-
-def _folder(rng: random.Random, path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def _flip(rng: random.Random, path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    for _ in range(rng.choice((1, 3, 20))):
-        if content:
-            content[rng.randrange(len(content))] = rng.randrange(256)
-    path.write_bytes(bytes(content))
-
-
-def _one_value(rng: random.Random, path: Path) -> None:
-    """Another value at one place of a file that stays readable."""
-    if path.suffix == ".npy":
-        _other_array(rng, path)
-        return
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".csv":
-        cells = text.split(",")
-        cells[rng.randrange(len(cells))] = rng.choice(("", "x", "-1", "1e400", '"', "\x00"))
-        path.write_text(",".join(cells), encoding="utf-8")
-        return
-    if path.suffix == ".jsonl":
-        lines = text.splitlines() or ["{}"]
-        place = rng.randrange(len(lines))
-        lines[place] = json.dumps(_other(rng, json.loads(lines[place])))
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return
-    is_json = path.suffix == ".json"
-    value = _other(rng, json.loads(text) if is_json else yaml.safe_load(text))
-    path.write_text(json.dumps(value) if is_json else yaml.safe_dump(value), encoding="utf-8")
-
-
-def _other(rng: random.Random, value: Any) -> Any:
-    """The value with one place of it changed."""
-    if isinstance(value, (dict, list)) and value and rng.random() < 0.9:
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        key = rng.choice(keys)
-        if rng.random() < 0.2:
-            del value[key]
-        else:
-            value[key] = _other(rng, value[key])
-        return value
-    return rng.choice((None, -1, 0, 1.5, 10**30, "x", "../..", [], {}, True, [[]], {"x": None}))
-
-
-def _other_array(rng: random.Random, path: Path) -> None:
-    array = np.load(path, allow_pickle=False)
-    numbers = np.random.default_rng(rng.randrange(2**32))
-    way = rng.randrange(7)
-    if way == 0:
-        array = array.astype(rng.choice(("float64", "int8", "U3", "complex64", "bool")))
-    elif way == 1:
-        array = array[: len(array) // 2] if array.ndim else array
-    elif way == 2:
-        array = array[..., None]
-    elif way == 3:
-        array = np.array([{"x": 1}, None], dtype=object)
-    elif way == 4 and array.size:
-        array = array.copy()
-        place = numbers.integers(array.size)
-        array.flat[place] = np.nan if array.dtype.kind == "f" else 0
-    elif way == 5 and array.dtype.kind in "iu" and array.size:
-        array = array.copy()
-        array.flat[numbers.integers(array.size)] = rng.choice((-1, 100))
-    else:
-        array = numbers.permutation(array.ravel()).reshape(array.shape)
-    np.save(path, array, allow_pickle=True)
-
-
-# --------------------------------------------------------------------------------------------
 # Running
 
 
@@ -373,8 +203,13 @@ def run_case(case: Case, folder: Path, answer: Path, limit_s: int) -> None:
     child = os.fork()
     if child == 0:
         os.setsid()  # its own children end with it
-        for name in case.without:
+        for name in [n for n in sys.modules if n.partition(".")[0] in case.without]:
             sys.modules[name] = None  # type: ignore[assignment]  # Python's word for "not there"
+        sys.modules.update(dict.fromkeys(case.without))  # type: ignore[arg-type]
+        if case.typed is not None:
+            words = case.typed.split(" ")
+            os.environ.update({VARIABLE: "bash_complete", "COMP_WORDS": case.typed})
+            os.environ["COMP_CWORD"] = str(len(words) - 1)
         if case.file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (case.file_limit, resource.RLIM_INFINITY))
         told = run_here(case.arguments, folder)
@@ -421,6 +256,12 @@ def judge(case: Case, folder: Path, before: set[Path]) -> None:
         for path in left:
             if path.name in ("manifest.json", "feature.json", "cold.json") and not _is_json(path):
                 case.problems.append(f"left a broken {path.relative_to(folder)}")
+    if case.status == 0 and not {"--help", "-h", "--list"} & set(case.arguments):
+        for option in ("--to", "--out", "--html"):
+            if case.typed is None and option in case.arguments[:-1]:
+                target = folder / case.arguments[case.arguments.index(option) + 1]
+                if case.arguments[0] != "transfer" and not target.exists():
+                    case.problems.append(f"said nothing and wrote no {option}")
     half = [p for p in left if p.suffix in (".tmp", ".part") or p.name.startswith((".tmp", "tmp"))]
     if half:
         case.problems.append(f"left {half[0].relative_to(folder)} behind")
@@ -439,9 +280,11 @@ def make_case(number: int, seed: int, folder: Path, names: Sequence[str]) -> Cas
     rng = random.Random(f"{seed}/{number}")
     os.chdir(folder)
     name = rng.choice(list(names))
-    kind = rng.choice(("options", "options", "bytes", "bytes", "disk", "extras"))
+    kind = rng.choice(("options", "options", "bytes", "bytes", "bytes", "disk", "disk", "extras"))
+    if name == "completion" and rng.random() < 0.5:
+        name, kind = rng.choice(list(names)), "tab"
     sound = SOUND.get(name)
-    if kind in ("options", "extras") or not sound or rng.random() < 0.2:
+    if kind in ("options", "extras", "tab") or not sound or rng.random() < 0.2:
         line = guess_line(rng, name, folder)
     else:
         line = [name, *rng.choice(sound)]
@@ -449,11 +292,20 @@ def make_case(number: int, seed: int, folder: Path, names: Sequence[str]) -> Cas
     if kind == "bytes":
         case.faults = [spoil(rng, folder) for _ in range(rng.choice((1, 1, 1, 2, 4)))]
     elif kind == "disk":
-        case.file_limit = rng.choice((0, 0, 10, 100, 500, 2000, 20_000))
-        case.faults = [f"no file beyond {case.file_limit} bytes"]
+        if can_mount() and rng.random() < 0.6:
+            where, free = rng.choice((".", "data", "runs")), rng.choice((None, 0, 0, 5000, 50_000))
+            case.disk = where, free
+            state = "is read-only" if free is None else f"has {free} bytes left"
+            case.faults = [f"the disk of {where} {state}"]
+        else:
+            case.file_limit = rng.choice((0, 0, 10, 100, 500, 2000, 20_000))
+            case.faults = [f"no file beyond {case.file_limit} bytes"]
     elif kind == "extras":
         case.without = ("optuna", "ray", "cmaes")
         case.faults = ["without the optional packages"]
+    elif kind == "tab":
+        whole = shlex.join(["mmbench", *case.arguments])
+        case.typed = whole[: rng.randrange(len("mmbench "), len(whole) + 1)]
     return case
 
 
@@ -464,6 +316,10 @@ def import_everything() -> None:
             "mmbench.recipes"
         ):
             importlib.import_module(module.name)
+    import transformers
+
+    for name in ("CLIPModel", "CLIPTokenizer", "CLIPImageProcessor", "AutoTokenizer"):
+        getattr(transformers, name)  # loaded when it is first asked for
 
 
 def cases(args: argparse.Namespace, root: Path) -> Iterator[Case]:
@@ -476,9 +332,13 @@ def cases(args: argparse.Namespace, root: Path) -> Iterator[Case]:
         answer.unlink(missing_ok=True)
         shutil.copytree(root / "playground", folder)
         case = make_case(number, args.seed, folder, names)
-        before = set(folder.rglob("*"))
-        run_case(case, folder, answer, args.limit_s)
-        judge(case, folder, before)
+        with contextlib.ExitStack() as stack:
+            if case.disk is not None:
+                os.chdir(root)
+                stack.enter_context(own_disk(folder / case.disk[0], case.disk[1]))
+            before = set(folder.rglob("*"))
+            run_case(case, folder, answer, args.limit_s)
+            judge(case, folder, before)
         yield case
 
 
@@ -488,7 +348,7 @@ def report(done: Sequence[Case], seconds: float) -> str:
     states["too long"] = sum(c.status == TOO_LONG for c in done)
     wrong = [case for case in done if case.problems]
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()) if state)
-    per_command = Counter(case.arguments[0] for case in done)
+    per_command = Counter("tab" if case.typed is not None else case.arguments[0] for case in done)
     return (
         f"{len(done)} cases in {seconds:.0f} s: {told}; {len(wrong)} wrong\n"
         f"{', '.join(f'{name} {count}' for name, count in sorted(per_command.items()))}"
@@ -512,7 +372,7 @@ def fuzz() -> int:
         import_everything()
         if (child := os.fork()) == 0:  # what makes it must not start threads in this process
             try:
-                make_playground(root / "playground")
+                make_playground(root / "playground", run_here)
             except BaseException:  # noqa: BLE001  # nothing may go on in the copy
                 traceback.print_exc()
                 os._exit(1)
