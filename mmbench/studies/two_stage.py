@@ -29,7 +29,7 @@ from mmbench.engine.building import make_ranker
 from mmbench.engine.device import Compute
 from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError, DataError
-from mmbench.metrics.base import parse_metric
+from mmbench.metrics.base import Metric, parse_metric
 from mmbench.metrics.lists import RankedLists
 from mmbench.recipe import system_hash
 from mmbench.report.comparison import Comparison, References, compare
@@ -128,7 +128,8 @@ def against(pairs: Sequence[TwoStages], which: str, metrics: Sequence[str] = ())
     Args:
         pairs: of one N.
         which: "candidates" or "reranker": the stage that stands alone as the reference.
-        metrics: what is compared, no deeper than N; what all runs recorded unless given.
+        metrics: what is compared, no deeper than N; unless given what all runs recorded, at N
+            where all of that is deeper.
 
     Raises:
         ConfigError: a metric is deeper than N.
@@ -144,7 +145,7 @@ def against(pairs: Sequence[TwoStages], which: str, metrics: Sequence[str] = ())
     singles = [run for kept in alone.values() for run in kept.values()]
     stages = [run for pair in pairs for run in pair.runs]
     if not metrics:
-        metrics = [str(m) for m in recorded_metrics(singles, "test") if m.k <= n]
+        metrics = _within(recorded_metrics(singles, "test"), n)
     for name in metrics:
         if parse_metric(name).k > n:
             raise ConfigError(f"{name} looks deeper than the {n} candidates that are re-ranked")
@@ -159,6 +160,12 @@ def against(pairs: Sequence[TwoStages], which: str, metrics: Sequence[str] = ())
         references=References(of, named),
         family="table",
     )
+
+
+def _within(metrics: Sequence[Metric], n: int) -> list[str]:
+    """The metrics that n items are enough for; where there are none, the same ones at n."""
+    enough = [str(metric) for metric in metrics if metric.k <= n]
+    return enough or list(dict.fromkeys(str(Metric(metric.name, n)) for metric in metrics))
 
 
 def ceilings(pairs: Sequence[TwoStages]) -> list[tuple[str, int, float]]:
@@ -212,7 +219,7 @@ def _stored(
     check_same_users(first, stored, second, others)
     lists = score(stored, n)
     recipes = resolved_recipe(first), resolved_recipe(second)
-    recorded = [str(m) for m in recorded_metrics([first, second], "test") if m.k <= n]
+    recorded = _within(recorded_metrics([first, second], "test"), n)
     recipe = {
         "dataset": first.manifest["dataset"]["name"],
         "label": label,

@@ -108,6 +108,15 @@ def test_stored_lists_are_runs_and_are_not_made_again(
     assert set(opened[0].manifest["metrics"]["test"]) == {"recall@5", "ndcg@10"}
 
 
+def test_fewer_candidates_than_any_recorded_cut_off_are_measured_at_their_number(
+    pair_up: Callable[..., list[TwoStages]],
+) -> None:
+    pairs = pair_up(sizes=(3,))
+    assert set(pairs[0].runs[0].manifest["metrics"]["test"]) == {"recall@3", "ndcg@3"}
+    columns = against(pairs, "candidates").columns
+    assert {str(column.metric) for column in columns} == {"recall@3", "ndcg@3"}
+
+
 def test_each_pair_is_tested_against_either_stage_in_one_family(
     pair_up: Callable[..., list[TwoStages]],
 ) -> None:
