@@ -22,6 +22,8 @@ from mmbench.studies.training import Events, Workplace, train_recipes
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 EPOCHS = "training.epochs=2"
+KINDS = ("engine", "models", "sequential", "extract", "prepare", "mmsr", "finetuning", "planted",
+         "calibration")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +237,7 @@ def test_text_is_80_wide_and_names_no_folder_of_the_machine(
     assert "--runs runs --data-dir data --out e.md" in (tmp_path / "e.md").read_text(
         encoding="utf-8"
     )
-    for kind in ("engine", "models", "sequential", "extract", "prepare", "calibration"):
+    for kind in KINDS:
         assert f"({kind}-" in " ".join(done.stdout.split())
 
 
@@ -281,6 +283,38 @@ RESULTS: Mapping[str, Any] = {
                                ("simulated c", 0.03), ("20 real trainings", 0.2))
         ],
     },
+    "mmsr-x": {
+        "caption": "1,000 items, batches of 3 sequences with 20 inputs;\nmedians of 2 steps.",
+        "environment": {"device": "cpu", "threads": 2},
+        "results": [
+            {"mask_ratio": 0.75, "cache": kept, "tune": "top", "step_s": [7.0, 9.0],
+             "share_outside": share, "least_share_outside": 0.05}
+            for kept, share in ((False, 0.1), (True, 0.11))  # a tenth is the most
+        ],
+    },
+    "finetuning-x": {
+        "dataset": "some", "environment": {"device": "cpu", "threads": 1},
+        # Recall@1, @5, @10 and the place of the right one, picture to text and back
+        "results": {
+            system: {"before": [[0, 0, 0.02, 0.5], [0, 0, 0.04, 0.5]],
+                     "after": [[0, 0, 0.03, 0.5 + by], [0, 0, 0.05, 0.5 + 2 * by]],
+                     "chance": [0, 0, 0.03, 0.5], "n_items": 9, "n_runs": 1,
+                     "place": {"difference": 1.5 * by, "p": p, "p_chance": 0.5},
+                     "recall@10": {"difference": 0.01, "p": 0.5, "p_chance": 0.5}}
+            for system, by, p in (("clip", -0.1, 0.01), ("vlmo", 0.1, 0.01), ("pair", -0.1, 0.06))
+        },
+        "runs": [{"system": "clip", "seed": 4, "settings": {"batch_size": [8]}}],
+    },
+    # Of two shops; what carries nothing is "found" in both, more often than a level of 5 % allows
+    # (the exact interval of 2 of 2 begins at the square root of 0.025, 0.158).
+    "planted-x": [
+        {"shop": shop, "modality": modality, "gain": gain, "low": 0.0, "high": 0.0,
+         "over_users": p, "over_systems": None}
+        for shop in (1, 2)
+        for modality, gain, p in (("textual", 0.1, 0.01), ("visual", -0.1, 0.01),
+                                  ("acoustic", 0.1, 0.04))
+    ],
+    "planted-none": [],
     "unheard-x": {},
 }  # fmt: skip
 
@@ -306,6 +340,9 @@ def test_bars_are_judged_and_commands_told(
         "sequential": ["met"],
         "extract": ["missed"],
         "prepare": ["missed", "met", "-"],
+        "mmsr": ["met", "missed"],
+        "finetuning": ["met", "-", "missed", "-", "missed", "-"],
+        "planted": ["-", "-", "missed"],
         "calibration": ["met", "missed", "met", "-"],
     }
     commands = {one.script: (one.command, one.rebuilt) for one in found}
@@ -314,20 +351,39 @@ def test_bars_are_judged_and_commands_told(
         True,
     )
     assert commands["sequential"] == ("python benchmarks/sequential.py --told", False)
+    assert [commands[script] for script in ("mmsr", "finetuning", "planted")] == [
+        ("python benchmarks/mmsr.py --items 1000 --batch-size 3 --mask-ratios 0.75 --tune top "
+         "--steps 2 --threads 2", True),
+        ("python benchmarks/finetuning.py --dataset some --systems clip --seeds 4 "
+         "--batch-size 8 --threads 1", True),
+        ("python benchmarks/planted.py --shops 2", True),
+    ]  # fmt: skip
     assert "date 2001-02-03" in next(o.caption for o in found if o.script == "sequential")
     (extraction,) = next(one.entries for one in found if one.script == "extract")
     assert (extraction.ours, extraction.theirs, extraction.unit) == (16.0, 32.0, "items/s")
+    place, recall, *_ = next(one.entries for one in found if one.script == "finetuning")
+    assert (place.ours, place.theirs) == pytest.approx((35.0, 50.0))  # 40 and 30 there, 50 before
+    assert (recall.ours, recall.theirs) == pytest.approx((4.0, 3.0))
+    texts, pictures, *_ = next(one.entries for one in found if one.script == "planted")
+    assert [(one.ours, one.theirs) for one in (texts, pictures)] == [(2, 2), (0, 2)]
+    assert "16% to 100%" in texts.note
+    assert "worse with it in 2" in pictures.note
     cautious = next(one.entries for one in found if one.script == "calibration")[2]
     assert "less often than its level" in cautious.note
     assert said == [
         "Missing: no models-*.json; python benchmarks/models.py --json FILE makes it.",
         "Not shown, for their figures have no reader here: unheard-x.json.",
+        "Not shown, for they hold no figures yet: planted-none.json.",
     ]
     assert script("evidence").bars(found) == [
-        "Bars of benchmarks: 9; met 5.",
+        "Bars of benchmarks: 15; met 7.",
         "Missed: engine slow (1.50 for 2 times; engine-x.json); extract bert (0.500 for 0.9 of it; "
         "extract-x.json); prepare both, 10 rows (5.00 for 6 s and 50 MiB; prepare-x.json); "
-        "calibration simulated b, 3 seeds a side (0.0599 for <= 0.060; calibration-x.json).",
+        "mmsr top, 0.75 masked, kept (11.0 for <= 10; mmsr-x.json); finetuning tiny VLMo, place "
+        "(65.0 for better, p < 0.05; finetuning-x.json); finetuning MiniLM pair, place (35.0 for "
+        "better, p < 0.05; finetuning-x.json); planted acoustic, over users (2.00 for <= 5%, up to "
+        "chance; planted-x.json); calibration simulated b, 3 seeds a side (0.0599 for <= "
+        "0.060; calibration-x.json).",
     ]
 
 
