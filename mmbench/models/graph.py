@@ -1,4 +1,4 @@
-"""Graphs of users and items, and what propagates over them.
+"""Constant graphs of users and items, and what propagates over them.
 
 Shapes: U users, I items, N = U + I nodes (users first), E training interactions, D columns.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmbench.models.base import Interactions
+from mmbench.models.losses import full_precision
 
 
 class SparseOperator(nn.Module):
@@ -52,7 +53,7 @@ class SparseOperator(nn.Module):
 
     def matrix(self) -> Tensor:
         """G as a sparse CSR tensor that shares this module's memory."""
-        return _csr(self.pointers, self.columns, self.values, self.shape)
+        return csr_tensor(self.pointers, self.columns, self.values, self.shape)
 
     def forward(self, dense: Tensor) -> Tensor:
         """The product G X, [R, D], with gradient to X."""
@@ -156,7 +157,7 @@ class _Product(torch.autograd.Function):
         ctx.operator, ctx.dtype = operator, dense.dtype
         # Autocast would lower the sparse product of a GPU, and its gradient would not fit G.
         with torch.autocast(dense.device.type, enabled=False):
-            return operator.multiply(_full_precision(dense.detach()))
+            return operator.multiply(full_precision(dense.detach()))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor]:
@@ -173,7 +174,7 @@ class _RowsBeside(torch.autograd.Function):
     ) -> Tensor:
         ctx.operator, ctx.rows, ctx.own = operator, rows, own
         dense = dense.detach()
-        ctx.dtype, dense = dense.dtype, _full_precision(dense)
+        ctx.dtype, dense = dense.dtype, full_precision(dense)
         with torch.autocast(dense.device.type, enabled=False):
             seen = operator.some_rows(dense, rows)
         return torch.cat([seen, dense.index_select(0, own)])
@@ -198,17 +199,12 @@ class _PowerSum(torch.autograd.Function):
         ctx: Any, operator: SparseOperator, dense: Tensor, weights: tuple[float, ...]
     ) -> Tensor:
         ctx.operator, ctx.weights, ctx.dtype = operator, weights, dense.dtype
-        return _horner(operator, _full_precision(dense.detach()), weights)
+        return _horner(operator, full_precision(dense.detach()), weights)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None]:
         gradient = _horner(ctx.operator.transposed, gradients[0].contiguous(), ctx.weights)
         return None, gradient.to(ctx.dtype), None
-
-
-def _full_precision(dense: Tensor) -> Tensor:
-    """Half precision, as autocast hands it over, as float32; anything else as it is."""
-    return dense.float() if dense.dtype in (torch.bfloat16, torch.float16) else dense
 
 
 def _horner(operator: SparseOperator, dense: Tensor, weights: tuple[float, ...]) -> Tensor:
@@ -222,162 +218,8 @@ def _horner(operator: SparseOperator, dense: Tensor, weights: tuple[float, ...])
     return total
 
 
-class EdgeGraph(nn.Module):
-    """Directed edges whose weights are computed in each step, from m senders to n receivers.
-
-    Edges are sorted by receiver, then sender: `receivers` and `senders` are int64 [E']. What is
-    given per edge in the caller's order is brought into this one by `order`. Every product reads
-    the rows of a table through the edges and writes rows or one number an edge; nothing of size
-    E' x D exists.
-    """
-
-    receivers: Tensor
-    senders: Tensor
-    pointers: Tensor  # where the edges of each receiver start, int64 [n + 1]
-    order: Tensor  # the caller's place of each edge, int64 [E']
-    by_sender: Tensor  # places of the edges sorted by sender, int64 [E']
-    sent_to: Tensor  # receivers in that order, int64 [E']
-    sender_pointers: Tensor  # where the edges of each sender start there, int64 [m + 1]
-
-    def __init__(
-        self, receivers: Tensor, senders: Tensor, n_nodes: int, n_senders: int | None = None
-    ) -> None:
-        super().__init__()
-        n_senders = n_nodes if n_senders is None else n_senders
-        self.shape = (n_nodes, n_senders)
-        order = torch.argsort(receivers * n_senders + senders)
-        receivers, senders = receivers[order], senders[order]
-        by_sender = torch.argsort(senders, stable=True)
-        starts = torch.bincount(receivers, minlength=n_nodes).cumsum(0)
-        sender_starts = torch.bincount(senders, minlength=n_senders).cumsum(0)
-        for name, tensor in {
-            "receivers": receivers,
-            "senders": senders,
-            "pointers": F.pad(starts, (1, 0)),
-            "order": order,
-            "by_sender": by_sender,
-            "sent_to": receivers[by_sender],
-            "sender_pointers": F.pad(sender_starts, (1, 0)),
-        }.items():
-            self.register_buffer(name, tensor, persistent=False)
-
-    def softmax(self, logits: Tensor) -> Tensor:
-        """Softmax of edge logits [E'] or [E', M] over the edges of each receiver."""
-        shares: Tensor = _EdgeSoftmax.apply(self, logits)
-        return shares
-
-    def dots(self, received: Tensor, sent: Tensor) -> Tensor:
-        """The products r_receiver . s_sender of every edge, [E'], with gradient to both.
-
-        Args:
-            received: rows of the receivers, [n, D].
-            sent: rows of the senders, [m, D].
-        """
-        products: Tensor = _EdgeDots.apply(self, received, sent)
-        return products
-
-    def forward(self, weights: Tensor, dense: Tensor) -> Tensor:
-        """The sums over senders of w_e x_sender, [n, D], with gradient to both.
-
-        Args:
-            weights: of the edges, [E'].
-            dense: rows of the senders, [m, D].
-        """
-        summed: Tensor = _WeightedSum.apply(self, weights, dense)
-        return summed
-
-    def received_sums(self, weights: Tensor, dense: Tensor) -> Tensor:
-        """For each receiver the sum of w_e x_sender, [n, D], without gradient."""
-        return _bag(self.senders, dense, self.pointers, weights)
-
-    def sent_sums(self, weights: Tensor, dense: Tensor) -> Tensor:
-        """For each sender the sum of w_e x_receiver, [m, D], without gradient."""
-        weights = weights.index_select(0, self.by_sender)
-        return _bag(self.sent_to, dense, self.sender_pointers, weights)
-
-    def sampled(self, received: Tensor, sent: Tensor) -> Tensor:
-        """The products r_receiver . s_sender, [E'], without gradient."""
-        # Thirty times as fast as gathering both rows of every edge.
-        pattern = _csr(
-            self.pointers, self.senders, received.new_zeros(len(self.senders)), self.shape
-        )
-        product: Tensor = torch.sparse.sampled_addmm(pattern, received, sent.T, beta=0.0)
-        return product.values()
-
-    def totals(self, values: Tensor) -> Tensor:
-        """The sum of edge values [E', ...] of each receiver, spread over its edges again."""
-        sums = torch.segment_reduce(values, "sum", offsets=self.pointers, axis=0)
-        return sums.index_select(0, self.receivers)
-
-
-class _EdgeSoftmax(torch.autograd.Function):
-    """y_e = exp(l_e) / sum over the receiver's edges; the gradient is y (g - sum of y g)."""
-
-    @staticmethod
-    def forward(ctx: Any, graph: EdgeGraph, logits: Tensor) -> Tensor:
-        ctx.graph, ctx.dtype = graph, logits.dtype
-        logits = _full_precision(logits.detach()).contiguous()
-        largest = torch.segment_reduce(logits, "max", offsets=graph.pointers, axis=0)
-        shifted = (logits - largest.index_select(0, graph.receivers)).exp_()
-        shares = shifted.div_(graph.totals(shifted))  # a total is at least 1, that of the largest
-        ctx.save_for_backward(shares)
-        return shares
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor]:
-        (shares,) = ctx.saved_tensors
-        weighted = gradients[0] * shares
-        result = torch.addcmul(weighted, shares, ctx.graph.totals(weighted), value=-1.0)
-        return None, result.to(ctx.dtype)
-
-
-class _EdgeDots(torch.autograd.Function):
-    """l_e = r_receiver . s_sender; the gradients are weighted sums over the edges."""
-
-    @staticmethod
-    def forward(ctx: Any, graph: EdgeGraph, received: Tensor, sent: Tensor) -> Tensor:
-        ctx.graph, ctx.dtypes = graph, (received.dtype, sent.dtype)
-        with torch.autocast(sent.device.type, enabled=False):
-            received = _full_precision(received.detach()).contiguous()
-            sent = _full_precision(sent.detach()).contiguous()
-            ctx.save_for_backward(received, sent)
-            return graph.sampled(received, sent)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, Tensor]:
-        graph, (received, sent) = ctx.graph, ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        of_received = graph.received_sums(gradient, sent).to(ctx.dtypes[0])
-        return None, of_received, graph.sent_sums(gradient, received).to(ctx.dtypes[1])
-
-
-class _WeightedSum(torch.autograd.Function):
-    """Y_r = sum over edges e of r: w_e X_(s_e); nothing of size E' x D is kept for later."""
-
-    @staticmethod
-    def forward(ctx: Any, graph: EdgeGraph, weights: Tensor, dense: Tensor) -> Tensor:
-        ctx.graph, ctx.dtypes = graph, (weights.dtype, dense.dtype)
-        with torch.autocast(dense.device.type, enabled=False):
-            weights = _full_precision(weights.detach()).contiguous()
-            dense = _full_precision(dense.detach()).contiguous()
-            ctx.save_for_backward(weights, dense)
-            return graph.received_sums(weights, dense)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, Tensor]:
-        graph, (weights, dense) = ctx.graph, ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        of_weights = graph.sampled(gradient, dense).to(ctx.dtypes[0])
-        return None, of_weights, graph.sent_sums(weights, gradient).to(ctx.dtypes[1])
-
-
-def _bag(columns: Tensor, dense: Tensor, pointers: Tensor, weights: Tensor) -> Tensor:
-    return F.embedding_bag(
-        columns, dense, pointers, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
-
-
-def _csr(pointers: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+def csr_tensor(pointers: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A sparse CSR tensor of these parts, which it shares."""
     with warnings.catch_warnings():
         # Said once per process about the whole layout; the products used here are tested.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -394,7 +236,10 @@ def bipartite(matrix: sp.csr_array) -> sp.csr_array:
 
 def normalised_matrix(train: Interactions) -> sp.csr_array:
     """The block D_u^-1/2 R D_i^-1/2 of S, [U, I]."""
-    matrix = train.matrix
+    return _normalised(train.matrix)
+
+
+def _normalised(matrix: sp.csr_array) -> sp.csr_array:
     scale_users = inverse_root(np.asarray(matrix.sum(axis=1)).ravel())
     scale_items = inverse_root(np.asarray(matrix.sum(axis=0)).ravel())
     return sp.csr_array(sp.diags_array(scale_users) @ matrix @ sp.diags_array(scale_items))
@@ -447,10 +292,7 @@ def adjacency_of_edges(
     rows, columns = users.cpu().numpy(), items.cpu().numpy()
     ones = np.ones(len(rows), dtype=np.float32)
     matrix = sp.csr_array((ones, (rows, columns)), shape=(n_users, n_items))
-    scale_users = inverse_root(np.asarray(matrix.sum(axis=1)).ravel())
-    scale_items = inverse_root(np.asarray(matrix.sum(axis=0)).ravel())
-    block = sp.csr_array(sp.diags_array(scale_users) @ matrix @ sp.diags_array(scale_items))
-    return SymmetricOperator(bipartite(block)).to(users.device)
+    return SymmetricOperator(bipartite(_normalised(matrix))).to(users.device)
 
 
 def weighted_subset(weights: Tensor, n: int) -> Tensor:

@@ -47,8 +47,8 @@ from mmbench.models.base import (
     Recommender,
     register_model,
 )
+from mmbench.models.edge_graph import EdgeGraph
 from mmbench.models.fusion import preference_penalty, unit_rows
-from mmbench.models.graph import EdgeGraph
 
 
 class GRCNConfig(ModelConfig):

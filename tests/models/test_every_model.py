@@ -20,6 +20,7 @@ SHARED = {
     "__init__",
     "base",
     "branches",
+    "edge_graph",
     "ensemble",
     "fusion",
     "graph",
