@@ -56,7 +56,6 @@ PARAMETERS: dict[str, dict[str, tuple[Any, Callable[[str], Any]]]] = {
     "cold-sequences": {"below": (10, _threshold), "positions": ("heldout", _positions)},
 }
 """Parameters of each rule of `mmbench.data.splits`: the default, and how a value is read."""
-_UNTRAINED = frozenset({"imported", "random-global", "cold-items"})
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,6 @@ class SplitRequest:
         return ".".join(
             [self.rule, *(f"{key}-{value}" for key, value in sorted(self.params.items()))]
         )
-
-    @property
-    def may_lack_training(self) -> bool:
-        """Whether users may have held-out rows and no training row under this rule.
-
-        Such rules look at no user: the cut is through all rows, through time, or through items.
-        """
-        return self.rule in _UNTRAINED or self.params.get("drop_new_users") is False
 
     @classmethod
     def parse(cls, text: str) -> SplitRequest:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,7 +31,6 @@ from mmbench.encoders.contrastive import (
     contrastive_loss,
     hard_negatives,
     hide_words,
-    same_group,
     sigmoid_loss,
 )
 from mmbench.encoders.neural import Batch, NeuralEncoder
@@ -385,19 +384,6 @@ def refuse_other(kind: type[NeuralEncoder]) -> None:
             "learn from items that have both; fine-tune clip-vit-b16, siglip-b16, flava, "
             "vlmo-base-plus or the like"
         )
-
-
-def batch_losses(
-    objective: Objective, texts: Batch, pictures: Batch, groups: Tensor, draws: Draws
-) -> Mapping[str, Tensor]:
-    """All losses of a small batch in one go, means, not weighted."""
-    same = same_group(groups)
-    vectors = objective.vectors(texts, pictures)
-    losses = objective.coupled(vectors, same)
-    plan = objective.plan(vectors, texts, same, draws)
-    sums = objective.apart(plan, texts, pictures, slice(None))
-    counts = plan.counts
-    return {**losses, **{name: total / max(1, counts[name]) for name, total in sums.items()}}
 
 
 def _unit(vectors: Tensor) -> Tensor:

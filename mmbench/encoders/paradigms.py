@@ -15,13 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import NeuralEncoder
 from mmbench.encoders.pair import names_of
 
-Paradigm = Literal["pt", "ft", "ete", "table", "fixed", "ids"]
 PAIR = "pair"
 TUNED_SUFFIX = "-ft"
 """At the end of the name of a fine-tuned encoder's sets, where none was asked for."""

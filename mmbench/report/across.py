@@ -27,7 +27,13 @@ from mmbench.report.numbers import fixed, p_value
 from mmbench.report.systems import check_comparable, group_runs, recorded_metrics
 from mmbench.runs import Part, Run
 from mmbench.stats.effects import FloatArray
-from mmbench.stats.friedman import FriedmanResult, friedman, holm_against, holm_pairs
+from mmbench.stats.friedman import (
+    FriedmanResult,
+    critical_difference,
+    friedman,
+    holm_against,
+    holm_pairs,
+)
 
 _HEAD = 12  # cells of a column's head, beyond which the name of a dataset is wrapped
 
@@ -159,7 +165,8 @@ def ranking_tables(rankings: Sequence[RankedSystems]) -> Group:
             Text(
                 f"Friedman test: chi-square {ranked.result.statistic:.2f}, {ranked.result.df} df, "
                 f"p {p_value(ranked.result.p)}. adj. p: Holm over {ranked.comparisons} "
-                f"comparisons, here with {ranked.reference}; few datasets give little power.",
+                f"comparisons, here with {ranked.reference}; few datasets give little power. "
+                f"Nemenyi's test separates ranks {critical_difference(ranked.result):.2f} apart.",
                 style="dim",
             )
         )

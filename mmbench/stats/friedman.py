@@ -7,7 +7,8 @@ R_j (1 is best, ties share their mean rank; Demsar, JMLR 2006):
     chi2 = 12 N / (M (M + 1)) * sum over j of (R_j - (M + 1) / 2)^2 / C,   M - 1 df
     C    = 1 - sum over tied groups of (t^3 - t) / (N (M^3 - M))
     post-hoc of systems i, j:   z = (R_i - R_j) / sqrt(M (M + 1) / (6 N))
-    Nemenyi   p = P(studentised range of M means, infinite df > sqrt(2) |z|), all pairs
+    Nemenyi   all pairs: apart where sqrt(2) |z| exceeds the quantile of the studentised range
+              of M means with infinite df
     Holm      two-sided normal p of z, corrected by Holm: against a control, or all pairs
 
 The chi-square approximation is conservative for a handful of datasets.
@@ -91,12 +92,6 @@ def friedman(values: FloatArray, *, higher_is_better: bool = True) -> FriedmanRe
         n_datasets=n,
         n_dropped=int((~whole).sum()),
     )
-
-
-def nemenyi(result: FriedmanResult) -> FloatArray:
-    """Nemenyi's p-value of every pair of systems [M, M]; 1 on the diagonal."""
-    spans = np.sqrt(2) * np.abs(_z(result))
-    return np.asarray(stats.studentized_range.sf(spans, len(spans), np.inf), dtype=np.float64)
 
 
 def critical_difference(result: FriedmanResult, alpha: float = 0.05) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmbench.encoders.contrastive import same_group
-from mmbench.encoders.objectives import Draws, VlmoObjective, batch_losses, refuse_other
+from mmbench.encoders.objectives import Draws, Objective, VlmoObjective, refuse_other
 from mmbench.encoders.vlmo_base_plus import VlmoBasePlus
 from mmbench.encoders.vlmo_model import Vlmo, VlmoShape
 from mmbench.errors import ConfigError, DataError, UnknownNameError
@@ -55,6 +55,22 @@ def batch() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
 def draws() -> Draws:
     rng = torch.Generator().manual_seed(2)
     return Draws(torch.rand(2, 4, generator=rng), torch.rand(3, 4, 5, generator=rng))
+
+
+Inputs = dict[str, torch.Tensor]
+
+
+def batch_losses(
+    objective: Objective, texts: Inputs, pictures: Inputs, groups: torch.Tensor, draws: Draws
+) -> dict[str, torch.Tensor]:
+    """All losses of a small batch in one go, means, not weighted."""
+    same = same_group(groups)
+    vectors = objective.vectors(texts, pictures)
+    losses = objective.coupled(vectors, same)
+    plan = objective.plan(vectors, texts, same, draws)
+    sums = objective.apart(plan, texts, pictures, slice(None))
+    counts = plan.counts
+    return {**losses, **{name: total / max(1, counts[name]) for name, total in sums.items()}}
 
 
 def softmax_loss(logits: list[float], label: int) -> float:

@@ -73,7 +73,11 @@ def test_output_fits_the_terminal_and_parses_back(runs: list[Run]) -> None:
     rankings = rank_over_datasets(runs, ["recall@20", "ndcg@10"])
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(ranking_tables(rankings))
-    assert all(len(line) <= 80 for line in console.export_text().splitlines())
+    text = console.export_text()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    # Demsar, JMLR 2006: q is 2.343 for three systems; four datasets.
+    apart = 2.343 * np.sqrt(3 * 4 / (6 * 4))
+    assert f"separates ranks {apart:.2f} apart" in " ".join(text.split())
     rows = json.loads(ranking_text(rankings, "json"))
     assert len(rows) == 6
     parsed = list(csv.DictReader(io.StringIO(ranking_text(rankings, "csv"))))

@@ -24,7 +24,7 @@ from PIL import Image
 
 from mmbench.report.cold_start import Scope, compare_cold
 from mmbench.report.html.evidence import Request, gather
-from mmbench.report.html.page import make_sections, render_page
+from mmbench.report.html.page import head_of, make_sections, render
 from mmbench.report.tsne import Geometry, Panels
 
 pytestmark = pytest.mark.browser
@@ -188,7 +188,7 @@ def page(laboratory, tmp_path_factory):
     table = compare_cold(runs, scopes, ["recall@10"], definition="items")
     evidence = replace(gather(Request(runs)), cold=(table,), panels=scattered(labels))
     file = folder / "report.html"
-    file.write_text(render_page(evidence, make_sections(evidence)), encoding="utf-8")
+    file.write_text(render(head_of(evidence), make_sections(evidence)), encoding="utf-8")
     return file.as_uri(), evidence
 
 

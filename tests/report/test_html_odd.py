@@ -13,12 +13,12 @@ from mmbench.errors import ConfigError
 from mmbench.report.html.content import figures_of
 from mmbench.report.html.drawing import inline_svg
 from mmbench.report.html.evidence import Request, gather
-from mmbench.report.html.page import make_sections, render_page
+from mmbench.report.html.page import head_of, make_sections, render
 
 
 def page_of(runs, **settings):
     evidence = gather(Request(runs, metrics=("recall@10",), **settings))
-    text = render_page(evidence, make_sections(evidence))
+    text = render(head_of(evidence), make_sections(evidence))
     parser = html5lib.HTMLParser()
     parser.parse(text)
     assert parser.errors == []

@@ -14,7 +14,7 @@ from mmbench.report.comparison import compare
 from mmbench.report.formats import as_dict
 from mmbench.report.html.content import Section, Text, figures_of, tables_of
 from mmbench.report.html.evidence import Request, gather
-from mmbench.report.html.page import SECTIONS, make_sections, render_page
+from mmbench.report.html.page import SECTIONS, head_of, make_sections, render
 
 HOSTILE = '<b>"x"&\'</b><script>alert(1)</script>'
 LABELS = ("plain", HOSTILE, "_under $a$ {{ 7*7 }}")
@@ -79,7 +79,7 @@ def sections(evidence):
 
 @pytest.fixture(scope="module")
 def page(evidence, sections):
-    return render_page(evidence, sections)
+    return render(head_of(evidence), sections)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_one_system_has_no_comparisons(runs):
     sections = make_sections(evidence)
     names = [section.name for section in sections]
     assert names == ["leaderboard", "convergence", "cost", "dataset", "provenance"]
-    assert "Comparisons need a second one" in render_page(evidence, sections)
+    assert "Comparisons need a second one" in render(head_of(evidence), sections)
 
 
 def test_pairs_of_two_sides(runs, laboratory, tmp_path):
@@ -264,7 +264,7 @@ def test_pairs_of_two_sides(runs, laboratory, tmp_path):
     assert evidence.others == list(LABELS)
     assert "the other side" in sections["gain-over-k"].parts[1].figures[0].title
     assert evidence.no_cost
-    assert evidence.no_cost in render_page(evidence, list(sections.values()))
+    assert evidence.no_cost in render(head_of(evidence), list(sections.values()))
 
 
 def test_named_baseline_keeps_its_own_family(runs):
@@ -279,7 +279,7 @@ def test_metrics_of_the_whole_system_are_shown_untested(runs):
     evidence = gather(Request(runs, metrics=("coverage@10",)))
     sections = make_sections(evidence)
     assert [s.name for s in sections][:2] == ["leaderboard", "convergence"]
-    assert "Coverage@10" in render_page(evidence, sections)
+    assert "Coverage@10" in render(head_of(evidence), sections)
 
 
 def test_a_study_adds_its_section(evidence):
@@ -288,7 +288,7 @@ def test_a_study_adds_its_section(evidence):
 
     sections = make_sections(evidence, [SECTIONS[0], study, lambda given: None])
     assert [section.name for section in sections] == ["leaderboard", "cold-start"]
-    assert "&lt;i&gt; toy" in render_page(evidence, sections)
+    assert "&lt;i&gt; toy" in render(head_of(evidence), sections)
 
 
 def test_values_keep_full_precision(sections):

@@ -15,7 +15,6 @@ from mmbench.stats.friedman import (
     friedman,
     holm_against,
     holm_pairs,
-    nemenyi,
 )
 
 
@@ -47,7 +46,7 @@ def test_agrees_with_scipy(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_post_hoc_tests_agree_with_normal_and_studentised_range(seed: int) -> None:
+def test_post_hoc_tests_agree_with_the_normal(seed: int) -> None:
     values = np.random.default_rng(seed).random((9, 4))
     result = friedman(values)
     gaps = np.abs(np.subtract.outer(result.average_ranks, result.average_ranks))
@@ -63,12 +62,6 @@ def test_post_hoc_tests_agree_with_normal_and_studentised_range(seed: int) -> No
     np.testing.assert_allclose(pairs[above], expected, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(pairs, pairs.T)
     np.testing.assert_array_equal(pairs.diagonal(), 1)
-    ranges = nemenyi(result)
-    # A pair as far apart as the critical difference has p = alpha.
-    critical = critical_difference(result)
-    assert ((ranges < 0.05) == (gaps > critical)).all()
-    np.testing.assert_allclose(ranges, ranges.T)
-    np.testing.assert_allclose(ranges.diagonal(), 1)
 
 
 @pytest.mark.parametrize(

@@ -75,11 +75,6 @@ def head_of(evidence: Evidence) -> Head:
     return Head(evidence.main.dataset, facts, evidence.created)
 
 
-def render_page(evidence: Evidence, sections: Sequence[Section]) -> str:
-    """A comparison's page as HTML."""
-    return render(head_of(evidence), sections)
-
-
 def render(head: Head, sections: Sequence[Section]) -> str:
     """A page as HTML.
 
