@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mmbench.report.comparison import BEST, Comparison
-from mmbench.report.numbers import count
+from mmbench.report.numbers import count, fixed, mean_decimals
 from mmbench.report.testing import SEEDS_FOR_SYSTEM_TEST, FamilySize
+from mmbench.stats.power import minimal_detectable_difference
 
 SIGNIFICANT, SPREAD = "*", "~"
+POWER = 0.8
+"""Probability at which a difference counts as one that could have been found."""
 
 TEST_NAMES = {
     "t-test": "two-sided paired t-test",
@@ -82,6 +87,7 @@ def caption(comparison: Comparison) -> list[str]:
             lines.append(
                 f"{SPREAD} the standard deviation over seeds is larger than the difference."
             )
+        lines += _detectable(c)
     lines.append(_seeds(c))
     whole = [column.head for column in c.columns if not column.metric.per_user]
     if whole:
@@ -113,6 +119,40 @@ def p_head(comparison: Comparison) -> str:
 def _spread_marked(comparison: Comparison) -> bool:
     contrasts = [cell.contrast for row in comparison.cells for cell in row]
     return any(contrast is not None and contrast.seed_spread_exceeds for contrast in contrasts)
+
+
+def _detectable(c: Comparison) -> list[str]:
+    """How small a difference could have been found where none was; of the first column alone."""
+    first = next((i for i, column in enumerate(c.columns) if column.metric.per_user), None)
+    if c.by is not None or first is None:
+        return []
+    found = [row[first].contrast for row in c.cells]
+    unclear = [x for x in found if x is not None and x.adjusted >= c.alpha and x.n_users > 1]
+    size = 1
+    if c.correction != "none":
+        wanted = ("table", c.columns[first].family)
+        size = max((f.over_users for f in c.families if f.name in wanted), default=1)
+    level = c.alpha / max(1, size)
+    shown = []
+    for contrast in unclear:
+        if contrast.difference and np.isfinite(contrast.d_z) and contrast.d_z:
+            sd = abs(contrast.difference / contrast.d_z)
+            least = minimal_detectable_difference(sd, contrast.n_users, level, POWER)
+            mean = contrast.difference / contrast.relative if contrast.relative else float("nan")
+            shown.append((least, least / abs(mean)))
+    if not shown:
+        return []
+    (low, low_share), (high, high_share) = min(shown), max(shown)
+    decimals = mean_decimals([low, high])
+    ends = dict.fromkeys(
+        f"{fixed(value, decimals)}{f' ({100 * share:.1f}%)' if np.isfinite(share) else ''}"
+        for value, share in ((low, low_share), (high, high_share))
+    )
+    return [
+        f"Not significant is not equal: in {c.columns[first].head} a true difference of "
+        f"{' to '.join(ends)} would be found with probability {POWER:g} (paired t-test, level "
+        f"{c.alpha:g}{f' / {size}' if size > 1 else ''})."
+    ]
 
 
 def _reference(c: Comparison) -> str:

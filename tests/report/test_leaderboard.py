@@ -6,8 +6,10 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
+from statsmodels.stats.power import TTestPower
 
 from mmbench.errors import UnknownNameError
 from mmbench.report.comparison import compare
@@ -124,6 +126,25 @@ def test_the_caption_declares_what_was_done(comparison):
         "Seeds: 3 each.",
     ):
         assert sentence in caption
+
+
+def test_the_caption_says_how_small_a_difference_could_have_been_found(lab):
+    runs = [lab.run("fair", quality=1.05), lab.run("poor"), lab.run("good", quality=3.0)]
+    compared = compare(runs, metrics=["recall@10"], baseline="poor")
+    assert compared.cell("good").contrast.adjusted < 0.05 < compared.cell("fair").contrast.adjusted
+    fair, poor = (runs[i].values(compared.columns[0].metric) for i in (0, 1))
+    # statsmodels.stats.power.TTestPower, statsmodels 0.14: level 0.05 / 2 comparisons
+    effect = TTestPower().solve_power(nobs=300, alpha=0.025, power=0.8)
+    least = effect * np.std(fair - poor, ddof=1)
+    said = re.sub(r"\s+", " ", printed(compared))
+    assert (
+        f"in Recall@10 a true difference of {least:.4f} ({100 * least / poor.mean():.1f}%) would "
+        "be found with probability 0.8 (paired t-test, level 0.05 / 2)."
+    ) in said
+    both = compare(runs, metrics=["recall@10"], baseline="poor", correction="none")
+    assert "level 0.05)." in re.sub(r"\s+", " ", printed(both))
+    clear = printed(compare(runs[1:], metrics=["recall@10"]))
+    assert "true difference" not in clear
 
 
 def test_the_caption_says_when_numbers_of_seeds_differ(runs):
