@@ -182,7 +182,8 @@ def guess_setting(rng: random.Random) -> str:
 
 def run_here(arguments: Sequence[str], folder: Path) -> tuple[int, str, str]:
     """Run a command line in this process: exit status, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
+    # With bytes below, as a terminal's streams have: click writes some there.
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     os.chdir(folder)
     sys.argv = ["mmbench", *arguments]
     console.out.file, console.err.file = out, err
@@ -195,7 +196,13 @@ def run_here(arguments: Sequence[str], folder: Path) -> tuple[int, str, str]:
             status = int(ended.code or 0) if not isinstance(ended.code, str) else CRASHED
         except BaseException:  # noqa: BLE001  # that is what is looked for
             traceback.print_exc()
-    return status, out.getvalue(), err.getvalue()
+    return status, _written(out), _written(err)
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    buffer = stream.buffer
+    assert isinstance(buffer, io.BytesIO)
+    return buffer.getvalue().decode("utf-8", "replace")
 
 
 def run_case(case: Case, folder: Path, answer: Path, limit_s: int) -> None:
@@ -247,24 +254,31 @@ def judge(case: Case, folder: Path, before: set[Path]) -> None:
     if case.status == 2 and not case.err.strip():
         case.problems.append("no message")
     left = set(folder.rglob("*")) - before
+    targets = _targets(case, folder)
     if case.status == 2:
-        for option in ("--to", "--out", "--html"):
-            if option in case.arguments[:-1]:
-                target = folder / case.arguments[case.arguments.index(option) + 1]
-                if target in left and any(target.rglob("*")) | target.is_file():
-                    case.problems.append(f"left {option} {target.name} behind")
+        for option, target in targets.items():
+            # Lists that `stages` has re-ranked are runs, and whole ones stay, as of training.
+            whole = case.arguments[0] == "stages" and option == "--to"
+            if whole and all((p / "manifest.json").is_file() for p in target.glob("*")):
+                continue
+            if target in left and any(target.rglob("*")) | target.is_file():
+                case.problems.append(f"left {option} {target.name} behind")
         for path in left:
             if path.name in ("manifest.json", "feature.json", "cold.json") and not _is_json(path):
                 case.problems.append(f"left a broken {path.relative_to(folder)}")
-    if case.status == 0 and not {"--help", "-h", "--list"} & set(case.arguments):
-        for option in ("--to", "--out", "--html"):
-            if case.typed is None and option in case.arguments[:-1]:
-                target = folder / case.arguments[case.arguments.index(option) + 1]
-                if case.arguments[0] != "transfer" and not target.exists():
-                    case.problems.append(f"said nothing and wrote no {option}")
+    asked = {"--help", "-h", "--list"} & set(case.arguments) or case.typed is not None
+    if case.status == 0 and not asked and case.arguments[0] != "transfer":  # its --to is a dataset
+        missing = [option for option, target in targets.items() if not target.exists()]
+        case.problems += [f"said nothing and wrote no {option}" for option in missing]
     half = [p for p in left if p.suffix in (".tmp", ".part") or p.name.startswith((".tmp", "tmp"))]
     if half:
         case.problems.append(f"left {half[0].relative_to(folder)} behind")
+
+
+def _targets(case: Case, folder: Path) -> dict[str, Path]:
+    """Where a case was to write, by option; of an option that is given twice the last counts."""
+    pairs = zip(case.arguments[:-1], case.arguments[1:], strict=True)
+    return {here: folder / after for here, after in pairs if here in ("--to", "--out", "--html")}
 
 
 def _is_json(path: Path) -> bool:
