@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from mmbench.engine.building import build_model
 from mmbench.engine.device import choose
 from mmbench.engine.end_to_end import EndToEnd
 from mmbench.engine.inputs import Inputs, load_inputs
-from mmbench.engine.live import LiveItemEncoder
+from mmbench.engine.live import LiveItemEncoder, make_features
 from mmbench.engine.step import Step
 from mmbench.engine.train import train_run
 from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError
 from mmbench.models.base import Batch, Recommender
 from mmbench.models.fusion import FeatureTables
+from mmbench.models.lattice import LATTICE
 from mmbench.recipe import Recipe, RunRecipe, system_hash
 from mmbench.recipe_files import apply_settings
 from mmbench.runs import open_run
@@ -604,8 +605,64 @@ def test_the_models_of_the_paper_from_the_command_line(
         assert load_trained(run, data, CPU).agreement == 1.0
 
 
+def test_lattice_keeps_the_graph_of_the_features_at_the_start(work: Callable[..., Work]) -> None:
+    """Equation 5: nearly all of the item graph would otherwise move under the item vectors."""
+    one = work("lattice", {"refresh": 1}, TEXT, optimizer="adam")
+    (place,) = one.encoding.places
+    first = place.tables.encoded("textual").double()
+    unit = first / first.norm(dim=1, keepdim=True)
+    expected = torch.zeros(N_ITEMS, N_ITEMS, dtype=torch.float64)
+    for item in range(N_ITEMS):
+        cosines = unit @ unit[item]
+        for near in cosines.sort(descending=True).indices[:4].tolist():
+            expected[item, near] = cosines[near]
+    scale = expected.sum(dim=1).rsqrt()
+    one.run(3)
+    one.encoding.bring_up_to_date()
+    assert float((place.tables.encoded("textual") - first).abs().max()) > 1e-3
+    assert isinstance(one.model, LATTICE)
+    (graph,) = one.model.item_graphs.raw()
+    found = torch.zeros(N_ITEMS, N_ITEMS).scatter(1, graph.indices, graph.weights)
+    wanted = (scale[:, None] * expected * scale).float()
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_lattice_with_the_first_graph_alone_has_nothing_to_learn_by(
+    work: Callable[..., Work],
+) -> None:
+    with pytest.raises(ConfigError, match=r"model\.raw_weight: 1 leaves nothing"):
+        work("lattice", "end_to_end", TEXT, {"raw_weight": 1.0})
+
+
 @pytest.mark.parametrize(
-    ("model", "settings"), [("vbpr", {}), ("lattice", {"raw_weight": 0.5, "freeze_features": True})]
+    ("model", "settings"),
+    [("vbpr", {}), ("lattice", {"rebuild": "batch"})],
+    ids=["vbpr", "lattice"],
+)
+def test_an_encoder_that_hardly_moves_has_the_losses_of_its_stored_vectors(
+    work: Callable[..., Work], model: str, settings: dict[str, Any]
+) -> None:
+    """Step by step, so that what differs from a frozen run is what the encoder learnt alone."""
+    settings = {**settings, **({"freeze_features": True} if model == "lattice" else {})}
+    visual = {"visual": {"name": "mae-b16"}}  # which draws nothing
+    live = work(model, {"refresh": 1}, visual, settings, encoder_learning_rate=1e-12)
+    (source,) = live.inputs.live
+    how = {"seed": live.recipe.seed, "precision": "float32", "compute": CPU}
+    (given,) = make_features([source], **how, is_sequential=False, fills=True)
+    frozen = type(live.model)(
+        live.recipe.settings, live.inputs.train, [replace(given, encoder=None)]
+    )
+    frozen.load_state_dict(live.model.state_dict(), strict=False)
+    step = Step(frozen.train(), live.recipe.training, CPU)
+    live.model.train()
+    live.encoding.start_epoch(1, 4)
+    for at in range(4):
+        both = live.step(drawn(at, 9)), step(drawn(at, 9))
+        torch.testing.assert_close(both[0], both[1], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"), [("vbpr", {}), ("lattice", {"raw_weight": 0.5})], ids=["vbpr", "lattice"]
 )
 def test_learning_end_to_end_beats_the_same_encoder_at_rest(
     data: Path,
@@ -614,11 +671,13 @@ def test_learning_end_to_end_beats_the_same_encoder_at_rest(
     model: str,
     settings: dict[str, Any],
 ) -> None:
+    """Of an encoder that draws nothing, slower than the model, both built alike in each batch."""
+    encoders = {"textual": {"name": "clip-vit-b32", "max_tokens": 12, "tune": "full"}}
     losses = []
-    for tune, how in (("none", None), ("top", "end_to_end")):
-        encoders = {"textual": {**TEXT["textual"], "tune": tune}}
-        values = raw(model, how, encoders, settings, epochs=8, optimizer="adam")
-        values["training"] |= {"learning_rate": 0.01, "encoder_learning_rate": 0.01}
+    for resting in (8, 0):
+        values = raw(model, {"warmup_epochs": resting}, encoders, settings, epochs=8)
+        values["training"] |= {"optimizer": "adam", "patience": None, "evaluate_every": 8}
+        values["training"] |= {"learning_rate": 0.01, "encoder_learning_rate": 0.001}
         (recipe,) = Recipe(values, "test").expand()
         run = train_run(recipe, data_dir=data, runs_dir=tmp_path, compute=CPU)
         losses.append(history(run.path)[-1]["losses"]["bpr"])
