@@ -185,9 +185,10 @@ def print_tuned(done: Sequence[Tuned]) -> None:
     for tuned in done:
         facts = tuned.facts
         counts, state = facts["data"]["counts"], "stored" if tuned.is_new else "up to date"
+        (size,) = facts["settings"]["batch_size"]
         console.text(
             f"{tuned.name}: {state}, epoch {facts['chosen_epoch']} of {facts['epochs']} "
-            f"({facts['steps']:,} steps), learnt from {counts['train']:,} pairs, "
+            f"({facts['steps']:,} steps of {size:,} pairs), learnt from {counts['train']:,} pairs, "
             f"{counts['held_out']:,} held out"
         )
         for line in _judgement(facts):

@@ -217,13 +217,15 @@ def _make(work: _Work, folder: Path) -> dict[str, Any]:
     costs: list[Cost] = []
     best: tuple[tuple[float, float], int] | None = None
     grid: list[dict[str, Any]] = []
-    points = list(work.settings.points())
-    pairs: Pairs | None = None
+    encoder = work.loaded()
+    pairs = read_pairs(work.dataset, encoder, work.contents, work.settings, work.compute)
+    fitted = work.settings.fitted(len(pairs.train))
+    if fitted.batch_size != work.settings.batch_size:
+        work.how.watch.say(f"{work.name}: {_fewer(work.settings, fitted, len(pairs.train))}")
+    points = list(fitted.points())
     for number, point in enumerate(points):
-        encoder = work.loaded()
-        pairs = pairs or read_pairs(
-            work.dataset, encoder, work.contents, work.settings, work.compute
-        )
+        if number:
+            encoder = work.loaded()
         state = _state(work, point)
         states.append(state)
         tuner = _tuner(work, encoder, pairs, point, state)
@@ -251,7 +253,6 @@ def _make(work: _Work, folder: Path) -> dict[str, Any]:
         raise TrainingError(
             f"all {len(points)} points of the grid diverged: {grid[-1]['diverged']}"
         )
-    assert pairs is not None
     point, state = points[best[1]], states[best[1]]
     encoder = work.loaded()
     tuner = _tuner(work, encoder, pairs, point, state)
@@ -332,6 +333,7 @@ def _store(
             "objective": dict(tuner.objective.weights),
             "settings": point.identity,
             "grid_points": len(grid),
+            **_given_up(work.settings, len(tuner.pairs.train)),
             "learns": sum(weight.numel() for weight in tuner.learning.values()),
             "precision": work.how.precision,
             "seed": point.seed,
@@ -370,6 +372,19 @@ def _store(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return known
+
+
+def _fewer(asked: FineTuning, fitted: FineTuning, n_pairs: int) -> str:
+    """Which batches there are in place of which, as the pairs are few."""
+    sizes = ", ".join(str(size) for size in fitted.batch_size)
+    left_out = ", ".join(str(size) for size in asked.batch_size if size > n_pairs)
+    return f"batch size {sizes}: the {n_pairs:,} pairs to learn from are fewer than {left_out}"
+
+
+def _given_up(settings: FineTuning, n_pairs: int) -> dict[str, Any]:
+    """Batch sizes that were larger than the pairs, where there were any; for the manifest."""
+    larger = [size for size in settings.batch_size if size > n_pairs]
+    return {"larger_batch_sizes_left_out": larger} if larger else {}
 
 
 def _told(point: FineTuning) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from mmbench.errors import ConfigError, DataError
 SHARE, LEAST, MOST_SHARE = 0.05, 256, 0.2
 """Held out are 5 % of the pairs, or 256, but no more than a fifth."""
 FEWEST = 2
-"""Pairs to hold out, and to learn from, that make any sense at all."""
+"""Pairs, and groups of them, to hold out, and to learn from, that make any sense at all."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def read_pairs(
     """The pairs of a dataset, with a part of them held out.
 
     Raises:
-        ConfigError: a batch would be larger than all pairs to learn from.
+        ConfigError: a batch that was asked for would be larger than all pairs to learn from.
         DataError: there are too few pairs to hold any out, or too many pictures are broken.
     """
     assert contents.texts is not None
@@ -113,18 +113,20 @@ def read_pairs(
     _refuse_few(dataset, len(chosen), contents)
     groups = group(chosen, contents.texts, contents.picture_hashes)
     train, held = hold_out(chosen, groups, settings.held_out, settings.seed)
-    if len(held) < FEWEST or len(train) < FEWEST:
+    if min(len(np.unique(groups[part])) for part in (train, held)) < FEWEST:
+        n_groups = len(np.unique(groups[chosen]))
         raise DataError(
-            f"E412 the {len(chosen)} pairs of {dataset.name} are too alike to hold any out: "
-            f"{len(np.unique(groups[chosen]))} groups of equal pictures or texts; more different "
-            "items are needed"
+            f"E412 the {len(chosen)} pairs of {dataset.name} are too alike to hold any out: they "
+            f"make {n_groups} {'group' if n_groups == 1 else 'groups'} of equal pictures or "
+            f"texts, and {2 * FEWEST} are needed at least. Extract with the published weights "
+            "instead, without --finetune"
         )
     for size in settings.batch_size:
-        if size > len(train):
+        if size > len(train) and not settings.adapts:
             raise ConfigError(
                 f"batch-size {size} is more than the {len(train)} pairs of {dataset.name} to learn "
                 f"from ({len(chosen)} items with picture and text, {len(held)} of them held out); "
-                f"take at most {len(train)}: --batch-size {len(train)}"
+                f"take at most {len(train)}, or --batch-size auto"
             )
     sizes = np.bincount(groups[train])
     counts |= {
@@ -170,7 +172,8 @@ def hold_out(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Items to learn from, and items held out: whole groups, drawn by the seed, until enough.
 
-    A group that would take much more than is wanted is passed over.
+    A group that would take much more than is wanted is passed over, unless less than two were
+    taken: what is told from nothing else measures nothing.
     """
     n = len(items)
     wanted = _wanted(n, share)
@@ -185,6 +188,8 @@ def hold_out(
         if n_taken + int(sizes[one]) <= most:
             taken.append(one)
             n_taken += int(sizes[one])
+    left = sorted(set(drawn.tolist()) - set(taken), key=lambda one: (int(sizes[one]), one))
+    taken += left[: max(0, FEWEST - len(taken))]
     held = np.isin(groups[items], taken)
     return items[~held], items[held]
 

@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from mmbench.errors import ConfigError, UnknownNameError
 
 NEW_RATE = 1e-3
+STEPS = 2
+"""Of an epoch, where the pairs are too few for a batch that nobody asked for."""
 
 
 class FineTuning(BaseModel):
@@ -25,6 +27,8 @@ class FineTuning(BaseModel):
     Attributes:
         epochs: at most so many.
         batch_size: items that are told from each other in one step; several make a grid.
+        adapts: whether a batch that is larger than all pairs gives way to a smaller one, as
+            nobody asked for it.
         learning_rate: at its highest; several make a grid.
         new_learning_rate: of weights that no published ones are behind (the projections of a
             pair), which have a longer way to go; None for 1e-3, or learning_rate if it is higher.
@@ -48,6 +52,7 @@ class FineTuning(BaseModel):
 
     epochs: PositiveInt = 30
     batch_size: tuple[int, ...] = Field(default=(128,), min_length=1)
+    adapts: bool = False
     learning_rate: tuple[float, ...] = Field(default=(3e-5,), min_length=1)
     new_learning_rate: float | None = Field(default=None, gt=0)
     objective: tuple[str, ...] = ()
@@ -72,8 +77,21 @@ class FineTuning(BaseModel):
     @property
     def identity(self) -> dict[str, Any]:
         """All that determines a result, as JSON values; what is newer only where it is set."""
-        left_out = {"new_learning_rate"} if self.new_learning_rate is None else set()
+        left_out = {"adapts"}  # what it leads to is the batch size of a point
+        if self.new_learning_rate is None:
+            left_out.add("new_learning_rate")
         return self.model_dump(mode="json", exclude=left_out)
+
+    def fitted(self, n_pairs: int) -> FineTuning:
+        """The settings for so many pairs to learn from: batches that are larger are left out.
+
+        Where all are, half of the pairs make a batch: a larger one would show all of them the
+        same in every epoch, or leave many of them out.
+        """
+        if not self.adapts:
+            return self
+        fit = tuple(size for size in self.batch_size if size <= n_pairs)
+        return self.model_copy(update={"batch_size": fit or (max(2, n_pairs // STEPS),)})
 
     @property
     def rate_of_new(self) -> float:
@@ -115,6 +133,7 @@ def fine_tuning(preset: str | None, **given: Any) -> FineTuning:
         raise UnknownNameError("fine-tuning preset", preset, PRESETS)
     chosen = dict(PRESETS[preset]) if preset is not None else {}
     chosen |= {name: value for name, value in given.items() if value is not None}
+    chosen["adapts"] = given.get("batch_size") is None
     try:
         made = FineTuning(**chosen)
     except ValidationError as problem:
