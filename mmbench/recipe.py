@@ -94,8 +94,9 @@ class RunRecipe:
         # Metrics are computed from the stored lists at any time; only their length is fixed.
         values["evaluation"] = {"depth": self.evaluation.depth}
         # Where weights lie moves no number; the run's facts hold what they are.
-        for encoder in values["encoders"].values():
+        for modality, encoder in values["encoders"].items():
             del encoder["weights"]
+            encoder["name"] = self.encoders[modality].bare_name
         if (start := self.training.start_from) is not None:
             # The weights themselves are the run's to tell, see `engine.start`.
             known = {} if not start.train else values["training"]

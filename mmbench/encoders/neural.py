@@ -107,6 +107,8 @@ class NeuralEncoder(Encoder):
     variants: ClassVar[tuple[str, ...]] = ("default",)
     takes: ClassVar[frozenset[str]] = frozenset()
     is_joint: ClassVar[bool] = False
+    is_one_stream: ClassVar[bool] = False
+    """Whether texts and pictures go through the same weights, so that they are one network."""
     fixed_length: ClassVar[bool] = False
     """Whether texts are padded to one length because the padding is read."""
     learns: ClassVar[bool] = True

@@ -269,6 +269,16 @@ def names_of(address: str) -> tuple[str, str]:
     return names["textual"], names["visual"]
 
 
+def without_folders(address: str) -> str:
+    """TEXT+VISION of an address: what a run of it is known by, beside the hash of the weights.
+
+    Raises:
+        ConfigError: it does not name two.
+    """
+    names, folders = _named(address)
+    return "+".join(names.values()) if any(folders.values()) else address
+
+
 def _named(address: str) -> tuple[dict[str, str], dict[str, Path | None]]:
     """Names of the two encoders, and folders of their weights, of "TEXT[=DIR]+VISION[=DIR]"."""
     halves = [

@@ -85,6 +85,7 @@ class VlmoBasePlus(NeuralEncoder):
     modalities = ("visual", "textual", "joint")
     variants = ("hidden", "proj", "vl", "vl-proj", "joint", "joint-pooled", "joint-cls")
     takes = frozenset({"tokens", "max_tokens", "preprocess"})
+    is_one_stream = True
     citation = "Bao et al., NeurIPS 2022"
     module: Vlmo
     weights: Weights
@@ -174,7 +175,7 @@ class VlmoBasePlus(NeuralEncoder):
         if absent:
             raise DataError(
                 f"E406 {folder}: the tokenizer's vocabulary lacks {', '.join(absent)}; VLMo needs "
-                f"that of {VOCABULARY.id}"
+                f"that of {VOCABULARY.id}{_other_model(folder)}"
             )
         rows = 1 + max(self.tokenizer.get_vocab().values())
         if rows > shape.vocabulary:
@@ -281,6 +282,13 @@ class VlmoBasePlus(NeuralEncoder):
         if mask is None:
             return Encoded(pooled, hidden.float())
         return Encoded(pooled, *packed(hidden, mask))
+
+
+def _other_model(folder: Path) -> str:
+    """Of which model a folder is, where it is one of another kind than a checkpoint of VLMo."""
+    path = folder / "config.json"
+    kind = read_json(path).get("model_type") if path.is_file() else None
+    return f". The folder is that of a model of type {kind!r}" if isinstance(kind, str) else ""
 
 
 def _read_shape(path: Path) -> tuple[VlmoShape, bool]:

@@ -10,6 +10,7 @@ from mmbench import seeding
 from mmbench.engine.device import Compute
 from mmbench.engine.end_to_end import refresh
 from mmbench.engine.inputs import Inputs, Target, features_to_device, to_device
+from mmbench.engine.live import make_features
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.start import Start
 from mmbench.errors import ConfigError
@@ -30,16 +31,14 @@ def build_model(
     given = features_to_device(inputs.features, torch.device("cpu"))
     how, is_sequential = recipe.training.encoder, kind.family == "sequential"
     # Made before the generators are seeded, as what is kept of an encoder must move no draw.
-    given += [
-        source.make(
-            seed=recipe.seed,
-            precision=recipe.training.precision,
-            compute=compute,
-            is_sequential=is_sequential,
-            fills=how is not None,
-        )
-        for source in inputs.live
-    ]
+    given += make_features(
+        inputs.live,
+        seed=recipe.seed,
+        precision=recipe.training.precision,
+        compute=compute,
+        is_sequential=is_sequential,
+        fills=how is not None,
+    )
     if not is_sequential:
         given = [_for_general(features, recipe) for features in given]
     given.sort(key=lambda features: MODALITIES.index(features.modality))

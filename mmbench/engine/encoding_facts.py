@@ -19,7 +19,7 @@ from mmbench.data.features import FeatureSet
 from mmbench.encoders import paradigms
 from mmbench.encoders.tuned import tuning_of
 from mmbench.engine.inputs import Inputs
-from mmbench.engine.live import LiveSource
+from mmbench.engine.live_sources import LiveSource
 from mmbench.models.fusion import FeatureTables
 from mmbench.recipe import RunRecipe
 

@@ -33,9 +33,7 @@ def foresee_run(
         ConfigError: E413 they do not fit into the memory that is free.
     """
     encoders = [
-        part
-        for part in model.modules()
-        if isinstance(part, LiveItemEncoder) and part.n_learning > 0
+        part for part in model.modules() if isinstance(part, LiveItemEncoder) and part.weights
     ]
     if not encoders:
         return None
@@ -80,7 +78,7 @@ def _part(
     n_items = len(present)
     chosen = present[torch.linspace(0, n_items - 1, min(SAMPLES, n_items)).long()]
     items = chosen.to(compute.device)
-    learning = list(encoder.parameters())
+    learning = encoder.weights
 
     def run() -> Tensor:
         with autocast_in(compute.device, training.precision):
@@ -107,7 +105,9 @@ def _part(
         )
         places = [place for place in places_of(model) if place.encoder is encoder]
         table = sum(p.tables.encoded(p.modality).numel() * 4 for p in places)
-    total = sum(weight.numel() for weight in source.encoder.module.parameters())
+    # Of one network for several modalities, what rests counts once, with the first of them.
+    model_of_own = source.encoder.module.parameters() if source.network is None else ()
+    total = sum(weight.numel() for weight in model_of_own)
     return Part(
         f"{encoder.modality}: {encoder.how.name}",
         item,

@@ -24,7 +24,7 @@ from mmbench.data.prepared import (
     load_dataset,
 )
 from mmbench.engine.corruption import corrupted
-from mmbench.engine.live import LiveSource, find_live
+from mmbench.engine.live_sources import LiveSource, find_sources
 from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.lists import IntArray
 from mmbench.modality import MODALITIES
@@ -255,7 +255,7 @@ def load_inputs(recipe: RunRecipe, data_dir: Path) -> Inputs:
         stored=stored,
         valid=target(VALID, trained, trained),
         test=target(TEST, until_test, hidden_at_test),
-        live=[find_live(dataset, modality, how) for modality, how in recipe.encoders.items()],
+        live=find_sources(dataset, recipe.encoders),
     )
 
 

@@ -1,18 +1,20 @@
-"""Encoders that learn inside a recommender: found, set up for a dataset, and called by item.
+"""Encoders that learn inside a recommender: set up for a dataset, and called by item.
 
 What learns is part of the model, of its stored weights and of its optimiser; the rest of the
 encoder is neither, as the hash of its weights, which the run is known by, says all of it. While
 the trunk (see mmbench/encoders/trunks.py) rests, what it makes of each item is computed once,
 kept on disk for all later runs, and read by batch: exact, as nothing in it is drawn at random and
 it is computed in the precision of the pass that reads it.
+
+Where texts and pictures go through one network (`live_sources`), the encoders of both modalities
+run one model: a weight that both go through is a parameter of the first alone, is stored and
+stepped once, and its gradient is the sum over both.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmbench.data.prepared import PreparedDataset
-from mmbench.encoders.base import ENCODERS
-from mmbench.encoders.neural import Encoded, NeuralEncoder, Options
+from mmbench.encoders.neural import Encoded, NeuralEncoder
 from mmbench.encoders.trunks import (
     Trunk,
     learning_names,
@@ -32,156 +32,19 @@ from mmbench.encoders.trunks import (
     towers_of,
     used_names,
 )
-from mmbench.engine.contents import Contents, read_contents
 from mmbench.engine.device import Compute
 from mmbench.engine.encoding import PRECISIONS
-from mmbench.engine.extraction import WHENCE
 from mmbench.engine.identity import versions
 from mmbench.engine.live_contents import FOLDER, Pictures, Rows, Texts, kept
+from mmbench.engine.live_sources import LiveSource
 from mmbench.engine.shards import canonical_hash
-from mmbench.errors import ConfigError, DataError, MMBenchError
+from mmbench.errors import ConfigError, DataError
 from mmbench.models.base import ItemEncoder, ItemFeatures
-from mmbench.recipe_keys import LiveEncoder
 from mmbench.seeding import integer
 
 CHUNK = {"cpu": 32, "cuda": 256}
 """Items that are encoded at once while the trunk's states or first vectors are computed."""
-_NEEDS = {"textual": ("textual",), "visual": ("visual",), "joint": ("textual", "visual")}
-_WHAT = {"textual": "text", "visual": "picture"}
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
-
-
-@dataclass(frozen=True)
-class LiveSource:
-    """An encoder of a recipe, with its weights read, and what it is to encode.
-
-    Attributes:
-        encoder: as published; each run learns on a copy.
-        contents: of all items.
-    """
-
-    modality: str
-    how: LiveEncoder
-    encoder: NeuralEncoder
-    contents: Contents
-    dataset: PreparedDataset
-
-    def facts(self) -> dict[str, Any]:
-        """What it is, for the run's manifest and for its identity."""
-        settings = self._settings()
-        return {
-            "modality": self.modality,
-            "encoder": self.how.name,
-            "weights_sha256": settings.get("weights_sha256", ""),
-            "settings_sha256": canonical_hash(settings),
-            "contents_sha256": canonical_hash([self.contents.sha256, self.contents.template]),
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        given = {key: value for key, value in self.encoder.settings.items() if key not in WHENCE}
-        plain: dict[str, Any] = json.loads(json.dumps(given))
-        return plain
-
-    def make(
-        self,
-        *,
-        seed: int,
-        precision: str,
-        compute: Compute,
-        is_sequential: bool,
-        fills: bool = False,
-    ) -> ItemFeatures:
-        """The encoder as a model is given it, fresh, on its device.
-
-        Args:
-            seed: of the run, from which masks of patches are drawn.
-            precision: of training; evaluation is in float32.
-            is_sequential: whether the model reads tokens, not pooled vectors.
-            fills: whether items without the content get the mean of the others' vectors, in place
-                of what the encoder makes of an empty one.
-        """
-        made = LiveItemEncoder(self, seed, precision, compute, reads_tokens=is_sequential)
-        present = torch.from_numpy(np.array(self.contents.has))
-        if is_sequential:
-            matrix = torch.zeros(self.dataset.n_items, 0)
-        elif fills:
-            matrix = made.table(present.nonzero()[:, 0])
-        else:
-            matrix = made.every_vector()
-        return ItemFeatures(
-            f"{self.modality}__{self.how.name}", self.modality, matrix, present, encoder=made
-        )
-
-
-def find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> LiveSource:
-    """Read the weights of a recipe's encoder and the contents of the items.
-
-    Raises:
-        ConfigError: there is no such encoder, it cannot learn, reads no such content, or does not
-            take an option.
-        DataError: the weights are not here or unfit, or the items have no such content.
-    """
-    try:
-        return _find_live(dataset, modality, how)
-    except MMBenchError as problem:
-        hint = ""
-        if isinstance(problem, DataError) and str(problem).startswith("E40"):
-            hint = f". In a recipe the folder is named by encoders.{modality}.weights"
-        kind = DataError if isinstance(problem, DataError) else ConfigError
-        raise kind(f"encoders.{modality}: {problem}{hint}") from problem
-
-
-def _find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> LiveSource:
-    key, _, model = how.name.partition(":")
-    entry = ENCODERS.get(key, hint="`mmbench extract --list` tells what each does.")
-    if not issubclass(entry.obj, NeuralEncoder) or not entry.obj.learns:
-        raise ConfigError(
-            f"{entry.name} cannot learn with a recommender; extract its vectors with `mmbench "
-            f"extract {dataset.name} --encoder {entry.name}` and name them under features:"
-        )
-    encoder = entry.obj(_options(entry.obj, modality, how, model))
-    if modality not in encoder.modalities or encoder.is_joint != (modality == "joint"):
-        reads = ", ".join(encoder.modalities)
-        raise ConfigError(
-            f"{entry.name} makes no {modality} vectors (it makes: {reads}); name it under one of "
-            "these, or choose another variant"
-        )
-    if encoder.new and how.tune == "none":
-        raise ConfigError(
-            f"{entry.name} with the variant {encoder.variant} has a projection that no published "
-            "weights hold, so something must learn; take tune: top or full"
-        )
-    contents = read_contents(dataset, _NEEDS[modality])
-    for need, texts in (("textual", contents.texts), ("visual", contents.pictures)):
-        if texts is not None and not any(texts):
-            raise DataError(
-                f"no item of {dataset.name} has a {_WHAT[need]}, so {entry.name} has nothing to "
-                "read; prepare it with an item table that names them"
-            )
-    if how.preprocess == "mmsr" and contents.texts is not None:
-        # The public code of MMSR lower-cases texts whatever the encoder.
-        lower = [text.lower() for text in contents.texts]
-        template = {**(contents.template or {}), "lower_case": True}
-        contents = replace(contents, texts=lower, template=template)
-    encoder.load()
-    return LiveSource(modality, how, encoder, contents, dataset)
-
-
-def _options(kind: type[NeuralEncoder], modality: str, how: LiveEncoder, model: str) -> Options:
-    variant = how.variant
-    if variant is None and modality == "joint" and "joint" in kind.variants:
-        variant = "joint"
-    is_text = modality == "textual" and "preprocess" not in kind.takes
-    return Options(
-        weights=Path(how.weights).expanduser() if how.weights else None,
-        revision=how.revision,
-        variant=variant,
-        tokens="tokens" in kind.takes,
-        max_tokens=how.max_tokens,
-        mask_ratio=how.mask_ratio,
-        preprocess="own" if is_text else how.preprocess,
-        model=model or None,
-    )
 
 
 class LiveItemEncoder(ItemEncoder):
@@ -193,6 +56,8 @@ class LiveItemEncoder(ItemEncoder):
 
     Args:
         reads_tokens: whether `forward` is what the model calls; else `vectors` is.
+        beside: one that is not settled yet and runs the model that this one is to run too; None
+            for a model of its own.
     """
 
     _encoder: NeuralEncoder
@@ -205,13 +70,20 @@ class LiveItemEncoder(ItemEncoder):
         compute: Compute,
         *,
         reads_tokens: bool,
+        beside: LiveItemEncoder | None = None,
     ) -> None:
         super().__init__()
         self.training = False
         self.modality, self.how = source.modality, source.how
-        encoder = copy.deepcopy(source.encoder)
-        encoder.draw(integer(seed, "encoder", self.modality))
-        module = encoder.module.eval().to(compute.device)
+        if beside is None:
+            encoder = copy.deepcopy(source.encoder)
+            encoder.draw(integer(seed, "encoder", self.modality))
+            module = encoder.module.eval().to(compute.device)
+        else:
+            encoder = copy.copy(source.encoder)
+            encoder.module = module = beside._encoder.module
+        self._owned: set[str] = set() if beside is None else beside._owned
+        """Names of what learns of the model, of all that run it."""
         # Not a submodule: what rests is no part of the model's state.
         self.__dict__["_encoder"] = encoder
         self._source, self._reads_tokens, self._device = source, reads_tokens, compute.device
@@ -229,10 +101,11 @@ class LiveItemEncoder(ItemEncoder):
         self._kept: dict[str, list[Rows]] = {}
         self._roots: list[str] = []
         names = [name for name in names if name not in encoder.constants]
-        names = used_names(module, names, self._probe)
-        chosen = set(names)
+        self._names = used_names(module, names, self._probe)
+        own = [name for name in self._names if name not in self._owned]
+        self._owned.update(own)
         for name, weight in module.named_parameters():
-            weight.requires_grad_(name in chosen)
+            weight.requires_grad_(name in self._owned)
         if self.how.tune == "top":
             self._roots = top_names(module, towers, self.how.blocks)
         with torch.no_grad():
@@ -244,20 +117,39 @@ class LiveItemEncoder(ItemEncoder):
         if self._is_exact():
             for kind in dict.fromkeys(("float32", precision)):
                 self._keep_trunk(folder, kind)
-            self._trunk.release()
         elif self._pictures is not None:
             self._pictures.keep(folder)
-        if self.how.checkpointing and names:
-            recompute(module, _towers_or_none(module, self.modality))
         weights = dict(module.named_parameters())
         self.learning = nn.Module()
-        for name in names:
+        for name in own:
             _register(self.learning, name, weights[name])
         self.train(False)
 
+    def runs_with(self, other: LiveItemEncoder) -> bool:
+        """Whether both run one model."""
+        return self._encoder.module is other._encoder.module
+
+    def settle(self, everyone: Sequence[LiveItemEncoder]) -> None:
+        """Free what of the model nobody needs, once all that run it are made.
+
+        Args:
+            everyone: those that run it, this one among them.
+        """
+        if all(one.is_kept for one in everyone):
+            self._trunk.release()
+        if self is everyone[0] and self._owned and any(one.how.checkpointing for one in everyone):
+            module = self._encoder.module
+            recompute(module, _towers_or_none(module, self.modality))
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """What learns of all that its vectors depend on; partly a parameter of another one."""
+        known = dict(self._encoder.module.named_parameters())
+        return [known[name] for name in self._names]
+
     @property
     def n_learning(self) -> int:
-        """How many weights learn."""
+        """How many weights learn that are parameters of this one."""
         return sum(weight.numel() for weight in self.parameters())
 
     @property
@@ -377,7 +269,7 @@ class LiveItemEncoder(ItemEncoder):
         """Compute what enters the boundaries for all items, unless it is kept already."""
         source = self._source
         known = {
-            "encoder": source._settings(),
+            "encoder": source.settings(),
             "contents": source.facts()["contents_sha256"],
             "boundaries": self._trunk.boundaries,
             "precision": precision,
@@ -420,6 +312,51 @@ class LiveItemEncoder(ItemEncoder):
             Rows(array, kind if kind == torch.bfloat16 else None)
             for array, kind in zip(arrays, kinds, strict=True)
         ]
+
+
+def make_features(
+    sources: Sequence[LiveSource],
+    *,
+    seed: int,
+    precision: str,
+    compute: Compute,
+    is_sequential: bool,
+    fills: bool = False,
+) -> list[ItemFeatures]:
+    """The encoders of a recipe as a model is given them, fresh, on their device.
+
+    Args:
+        seed: of the run, from which masks of patches are drawn.
+        precision: of training; evaluation is in float32.
+        is_sequential: whether the model reads tokens, not pooled vectors.
+        fills: whether items without the content get the mean of the others' vectors, in place
+            of what the encoder makes of an empty one.
+    """
+    made: dict[str, LiveItemEncoder] = {}
+    for source in sources:
+        made[source.modality] = LiveItemEncoder(
+            source,
+            seed,
+            precision,
+            compute,
+            reads_tokens=is_sequential,
+            beside=None if source.network is None else made[source.network],
+        )
+    for encoder in made.values():
+        encoder.settle([other for other in made.values() if other.runs_with(encoder)])
+    found = []
+    for source in sources:
+        encoder, n_items = made[source.modality], source.dataset.n_items
+        present = torch.from_numpy(np.array(source.contents.has))
+        if is_sequential:
+            matrix = torch.zeros(n_items, 0)
+        elif fills:
+            matrix = encoder.table(present.nonzero()[:, 0])
+        else:
+            matrix = encoder.every_vector()
+        name = f"{source.modality}__{source.how.name}"
+        found.append(ItemFeatures(name, source.modality, matrix, present, encoder=encoder))
+    return found
 
 
 def filled(items: Tensor, vectors: Tensor, n_items: int) -> Tensor:

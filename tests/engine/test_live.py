@@ -21,8 +21,9 @@ from mmbench.encoders.pictures import open_picture
 from mmbench.engine.building import build_model
 from mmbench.engine.device import choose
 from mmbench.engine.inputs import load_inputs
-from mmbench.engine.live import LiveItemEncoder, find_live
+from mmbench.engine.live import LiveItemEncoder, make_features
 from mmbench.engine.live_contents import FOLDER, kept
+from mmbench.engine.live_sources import find_live
 from mmbench.engine.train import train_run
 from mmbench.engine.trained import load_trained
 from mmbench.errors import ConfigError, DataError
@@ -96,7 +97,8 @@ def make(data: Path, weights: Callable[[str], str], models: ModuleType) -> Made:
         name = name or KINDS[modality]
         live = LiveEncoder(name=name, weights=weights(models.kind_of(name, how)), **how)
         source = find_live(load_dataset("mine", data), modality, live)
-        given = source.make(seed=seed, precision=precision, compute=CPU, is_sequential=True)
+        how = {"seed": seed, "precision": precision, "compute": CPU, "is_sequential": True}
+        (given,) = make_features([source], **how)
         assert isinstance(given.encoder, LiveItemEncoder)
         return given.encoder
 
@@ -488,7 +490,8 @@ def test_general_models_are_given_the_first_vectors(
     source = find_live(
         load_dataset("mine", data), "textual", LiveEncoder(name="bert", weights=weights("bert"))
     )
-    given = source.make(seed=0, precision="float32", compute=CPU, is_sequential=False)
+    how = {"seed": 0, "precision": "float32", "compute": CPU, "is_sequential": False}
+    (given,) = make_features([source], **how)
     encoder = given.encoder
     assert isinstance(encoder, LiveItemEncoder)
     assert given.matrix.shape == (N_ITEMS, 16)
@@ -613,13 +616,14 @@ def test_broken_pictures_count_as_absent_and_many_are_refused(
             contents=replace(source.contents, pictures=pictures, picture_hashes=known),
         )
 
-    given = with_broken([1]).make(seed=0, precision="float32", compute=CPU, is_sequential=True)
+    how = {"seed": 0, "precision": "float32", "compute": CPU, "is_sequential": True}
+    (given,) = make_features([with_broken([1])], **how)
     states, _ = every(given.encoder)
     torch.testing.assert_close(states[1], states[5], **CLOSE)
     with pytest.raises(DataError, match=r"E116 4 of 13 pictures cannot be read"):
-        with_broken([1, 2, 4, 6]).make(seed=0, precision="float32", compute=CPU, is_sequential=True)
+        make_features([with_broken([1, 2, 4, 6])], **how)
     known = list(source.contents.picture_hashes)
     changed = replace(source.contents, pictures=copies, picture_hashes=known)
     swapped = replace(source, contents=changed)
     with pytest.raises(DataError, match="E105"):
-        swapped.make(seed=0, precision="float32", compute=CPU, is_sequential=True)
+        make_features([swapped], **how)
