@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mmbench.report.comparison import BEST, Comparison
+from mmbench.report.comparison import Comparison
 from mmbench.report.numbers import count, fixed, mean_decimals
+from mmbench.report.pairing import BEST
 from mmbench.report.testing import SEEDS_FOR_SYSTEM_TEST, FamilySize
 from mmbench.stats.power import minimal_detectable_difference
 

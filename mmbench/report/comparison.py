@@ -4,37 +4,37 @@ The unit is the user: a system's value for a user is the mean over its seeds, an
 paired over the same users. Where both sides have three or more seeds, a second test also takes
 the seeds as random and so speaks about systems instead of these trained models.
 
-What a system is tested against:
-
-    baseline=LABEL   that system, in every column
-    baseline="best"  the best system of each column. The data choose it, so it stands for all
-                     n (n - 1) / 2 comparisons, and all of them are in the family; with the
-                     n - 1 visible ones alone, the family-wise error rate would exceed its level.
-    against=RUNS     the system of the same label among those runs
-    references=...   for each system another one of the table, as a study declares it
+What a system is tested against, and why some tests stand behind no cell: `report/pairing.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 
 import numpy as np
 
-from mmbench.errors import ConfigError, UnknownNameError
+from mmbench.errors import UnknownNameError
 from mmbench.metrics.base import Metric, parse_metric
 from mmbench.metrics.lists import FloatArray
 from mmbench.report.breakdown import CUTOFFS, OF_ITEMS, By, Column, Presence
 from mmbench.report.measuring import measure
-from mmbench.report.systems import System, check_comparable, group_runs, recorded_metrics
+from mmbench.report.pairing import (
+    BEST,
+    References,
+    best_rows,
+    declared,
+    declared_pairs,
+    rows_from_best,
+    shown_pairs,
+    sides,
+    unshown_pairs,
+)
+from mmbench.report.systems import System, check_comparable, recorded_metrics
 from mmbench.report.testing import Family, FamilySize, Pair, Tested, run_tests
 from mmbench.runs import Part, Run
 from mmbench.stats.correction import CORRECTIONS
 from mmbench.stats.effects import spread
-
-BEST = "best"
-AGAINST = "{} (against)"
 
 
 @dataclass(frozen=True)
@@ -113,20 +113,6 @@ class Cell:
     is_best: bool = False
     is_reference: bool = False
     contrast: Contrast | None = None
-
-
-@dataclass(frozen=True)
-class References:
-    """Who is tested against whom, where a study declares it for each system by itself.
-
-    Attributes:
-        of: hash of a system to the hash of its reference; a system that is not named is shown
-            and not tested.
-        named: what the references are, in words, for the caption.
-    """
-
-    of: Mapping[str, str]
-    named: str
 
 
 @dataclass(frozen=True)
@@ -225,7 +211,7 @@ def compare(
     """
     if correction not in CORRECTIONS:
         raise UnknownNameError("correction", correction, CORRECTIONS)
-    systems, unpaired = _sides(runs, against)
+    systems, unpaired = sides(runs, against)
     every = [run for system in systems for run in system.runs]
     check_comparable(every, part)
     labels = [system.label for system in systems]
@@ -244,27 +230,16 @@ def compare(
     table = [[summarise(v) for v in row] for row in values]
     # Pairs under `against` are no ranking.
     best = [
-        [] if against else _best(column.metric, [row[c].mean for row in table])
+        [] if against else best_rows(column.metric, [row[c].mean for row in table])
         for c, column in enumerate(columns)
     ]
-    own = [-1] * len(systems) if references is None else _declared(systems, references)
     if references is not None:
-        shown = [
-            Pair(c, row, reference)
-            for c, column in enumerate(columns)
-            if column.metric.per_user
-            for row, reference in enumerate(own)
-            if reference >= 0
-        ]
+        shown = declared_pairs(columns, declared(systems, references))
     else:
-        shown = _shown_pairs(columns, best, labels, BEST if against else baseline, bool(against))
+        shown = shown_pairs(columns, best, labels, BEST if against else baseline, bool(against))
     pairs = dict.fromkeys(shown)
     if not against and references is None and baseline == BEST:
-        there = {(p.column, frozenset((p.system, p.reference))) for p in shown}
-        for c in {p.column: None for p in shown}:
-            for a, b in combinations(range(len(systems)), 2):
-                if (c, frozenset((a, b))) not in there:
-                    pairs[Pair(c, a, b)] = None
+        pairs |= dict.fromkeys(unshown_pairs(shown, len(systems)))
     names = [
         system.hash + ("" if i % 2 or not against else "*") for i, system in enumerate(systems)
     ]
@@ -285,7 +260,7 @@ def compare(
     order = (
         list(range(len(systems)))
         if against or references is not None
-        else _order(columns[0].metric, [row[0].mean for row in table])
+        else rows_from_best(columns[0].metric, [row[0].mean for row in table])
     )
     place = {row: index for index, row in enumerate(order)}
     manifest = every[0].manifest
@@ -314,49 +289,6 @@ def compare(
     )
 
 
-def _sides(runs: Sequence[Run], against: Sequence[Run]) -> tuple[list[System], tuple[str, ...]]:
-    """What is compared, under `against` in pairs (reference, system); and who is left over."""
-    systems = group_runs(runs)
-    if not against:
-        return systems, ()
-    references = {system.label: system for system in group_runs(against)}
-    if len(systems) == len(references) == 1:
-        partner = {systems[0].label: next(iter(references.values()))}
-    else:
-        partner = references
-        missing = [system.label for system in systems if system.label not in references]
-        if missing:
-            raise ConfigError(
-                f"no run to compare {', '.join(map(repr, missing))} against; the other side has "
-                f"{', '.join(map(repr, sorted(references)))}. Systems are paired by label."
-            )
-    paired = []
-    for system in systems:
-        reference = partner[system.label]
-        paired += [replace(reference, label=AGAINST.format(reference.label)), system]
-    used = {partner[system.label].label for system in systems}
-    return paired, tuple(sorted(set(references) - used))
-
-
-def _declared(systems: Sequence[System], references: References) -> list[int]:
-    """The row of each system's declared reference, -1 for a system that has none.
-
-    Raises:
-        ConfigError: a declared reference is not among the systems.
-    """
-    rows = {system.hash: row for row, system in enumerate(systems)}
-    declared = []
-    for system in systems:
-        key = references.of.get(system.hash)
-        if key is not None and (key not in rows or key == system.hash):
-            raise ConfigError(
-                f"the reference of {system.label!r} is not among the compared systems; give its "
-                "runs as well"
-            )
-        declared.append(-1 if key is None else rows[key])
-    return declared
-
-
 def summarise(values: FloatArray) -> Cell:
     """The cell of a system from its values [S, U], before any test."""
     seed_means = tuple(_mean(run) for run in values)
@@ -374,43 +306,6 @@ def summarise(values: FloatArray) -> Cell:
 def _mean(values: FloatArray) -> float:
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if len(kept) else float("nan")
-
-
-def _best(metric: Metric, means: Sequence[float]) -> list[int]:
-    """The rows with the best mean; none where neither direction is better."""
-    defined = [mean for mean in means if not np.isnan(mean)]
-    if metric.higher_is_better is None or not defined or len(means) < 2:
-        return []
-    best = max(defined) if metric.higher_is_better else min(defined)
-    return [row for row, mean in enumerate(means) if mean == best]
-
-
-def _order(metric: Metric, means: Sequence[float]) -> list[int]:
-    """Rows from best to worst, undefined ones last; as given where neither direction is better."""
-    if metric.higher_is_better is None:
-        return list(range(len(means)))
-    sign = -1 if metric.higher_is_better else 1
-    return sorted(range(len(means)), key=lambda row: (np.isnan(means[row]), sign * means[row]))
-
-
-def _shown_pairs(
-    columns: Sequence[Column],
-    best: Sequence[Sequence[int]],
-    labels: Sequence[str],
-    baseline: str,
-    paired: bool,
-) -> list[Pair]:
-    """Who is tested against whom, column by column."""
-    pairs = []
-    for c, column in enumerate(columns):
-        if not column.metric.per_user:
-            continue
-        if paired:
-            pairs += [Pair(c, row + 1, row) for row in range(0, len(labels), 2)]
-        elif baseline != BEST or best[c]:
-            reference = best[c][0] if baseline == BEST else labels.index(baseline)
-            pairs += [Pair(c, row, reference) for row in range(len(labels)) if row != reference]
-    return pairs
 
 
 def contrast_of(

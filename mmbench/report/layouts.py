@@ -21,16 +21,10 @@ import numpy as np
 
 from mmbench.errors import ConfigError, UnknownNameError
 from mmbench.metrics.base import Metric, parse_metric
-from mmbench.report.comparison import (
-    BEST,
-    Cell,
-    Comparison,
-    References,
-    contrast_of,
-    summarise,
-)
+from mmbench.report.comparison import Cell, Comparison, contrast_of, summarise
 from mmbench.report.layout_rows import FROZEN, Kind, Place, Row, called, rows_of
 from mmbench.report.measuring import measure
+from mmbench.report.pairing import BEST, References
 from mmbench.report.paradigms import encoding_of
 from mmbench.report.systems import (
     System,

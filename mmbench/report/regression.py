@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmbench.errors import ConfigError
-from mmbench.report.comparison import BEST, Comparison, Contrast
+from mmbench.report.comparison import Comparison, Contrast
 from mmbench.report.numbers import p_value, percent
+from mmbench.report.pairing import BEST
 from mmbench.report.testing import SEEDS_FOR_SYSTEM_TEST
 
 Level = Literal["users", "systems"]

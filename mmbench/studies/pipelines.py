@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from mmbench.errors import ConfigError, UnknownNameError
 from mmbench.metrics.base import METRICS, Metric, parse_metric
-from mmbench.report.comparison import References, compare
+from mmbench.report.comparison import compare
 from mmbench.report.gains import GainTable, gains
 from mmbench.report.html.gains import section
+from mmbench.report.pairing import References
 from mmbench.report.systems import check_comparable, group_runs
 from mmbench.runs import Run
 from mmbench.studies.findings import Finding, over_k, shallowest, stage_grid

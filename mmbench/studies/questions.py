@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmbench.report.breakdown import CUTOFFS, By
-from mmbench.report.comparison import Comparison, References, compare
+from mmbench.report.comparison import Comparison, compare
+from mmbench.report.pairing import References
 from mmbench.runs import Run
 from mmbench.studies.ablation import FORM, SIZE, Condition, Design, Variant
 from mmbench.studies.training import Trained

@@ -8,7 +8,7 @@ from functools import partial
 
 from matplotlib.figure import Figure as Drawing
 
-from mmbench.report.comparison import Comparison, References, compare
+from mmbench.report.comparison import Comparison, compare
 from mmbench.report.convergence import Convergence, Trace
 from mmbench.report.convergence import section as convergence_section
 from mmbench.report.gains import GainTable, gains
@@ -17,6 +17,7 @@ from mmbench.report.html.content import Figure, Gallery
 from mmbench.report.html.gains import section as gain_section
 from mmbench.report.html.naming import slug
 from mmbench.report.numbers import count, fixed
+from mmbench.report.pairing import References
 from mmbench.studies.findings import Finding
 from mmbench.studies.transfer import Asked, Done, Variant
 

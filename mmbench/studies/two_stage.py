@@ -32,7 +32,8 @@ from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.base import Metric, parse_metric
 from mmbench.metrics.lists import RankedLists
 from mmbench.recipe import system_hash
-from mmbench.report.comparison import Comparison, References, compare
+from mmbench.report.comparison import Comparison, compare
+from mmbench.report.pairing import References
 from mmbench.report.systems import (
     System,
     check_comparable,

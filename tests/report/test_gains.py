@@ -10,10 +10,11 @@ from rich.console import Console
 
 from mmbench.errors import ConfigError, UnknownNameError
 from mmbench.metrics.base import parse_metric
-from mmbench.report.comparison import References, compare
+from mmbench.report.comparison import compare
 from mmbench.report.gains import GainTable, Place, gains
 from mmbench.report.html.exporting import check_targets, table_csv, write_sections
 from mmbench.report.html.gains import section
+from mmbench.report.pairing import References
 
 
 @pytest.fixture

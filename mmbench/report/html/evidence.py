@@ -19,8 +19,9 @@ from mmbench.errors import ConfigError, DataError
 from mmbench.metrics.base import Metric
 from mmbench.report.breakdown import By
 from mmbench.report.cold_start import ColdTable
-from mmbench.report.comparison import BEST, Comparison, compare
+from mmbench.report.comparison import Comparison, compare
 from mmbench.report.cost import Cost, costs
+from mmbench.report.pairing import BEST
 from mmbench.report.systems import System
 from mmbench.report.testing import Family
 from mmbench.report.tsne import Panels

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from mmbench.report.captions import caption, p_head, tested_systems
-from mmbench.report.comparison import BEST, Comparison
 from mmbench.report.comparison import Cell as Result
+from mmbench.report.comparison import Comparison
 from mmbench.report.html.content import Cell, Column, Section, Table, Text, Tone
 from mmbench.report.html.evidence import Evidence
 from mmbench.report.numbers import fixed, mean_decimals, p_value, percent
+from mmbench.report.pairing import BEST
 
 
 def leaderboard(evidence: Evidence) -> Section:
