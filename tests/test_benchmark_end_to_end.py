@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from mmbench.errors import DataError
+from mmbench.recipe import Recipe, load_recipe
+from mmbench.runs import Run
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -93,3 +97,72 @@ def test_the_scripts_refuse_what_they_do_not_know(monkeypatch: pytest.MonkeyPatc
         done = CliRunner().invoke(main, given)
         assert done.exit_code == 2
         assert says in done.output
+
+
+def test_losses_at_equal_steps_by_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    paradigms = script(monkeypatch, "paradigms")
+
+    def write(kind: str, seed: int, losses: list[float], resting: int = 0) -> None:
+        place = tmp_path / f"{kind}-{resting}-{seed}"
+        place.mkdir()
+        records = [
+            {"epoch": at + 1, "losses": {"bpr": loss, "regularization": 9.0}}
+            for at, loss in enumerate(losses)
+        ]
+        if kind == "ete":
+            records[-1]["encoder"] = {"drift": {"visual": 0.5, "textual": 0.7}}
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (place / "history.jsonl").write_text(lines, encoding="utf-8")
+        manifest = {
+            "status": "complete",
+            "model": {"name": "vbpr"},
+            "seed": seed,
+            "training": {"steps_per_epoch": 5},
+            "encoding": [{"modality": "visual", "encoder": "clip", "paradigm": kind}],
+        }
+        (place / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        how = {"encoder": {"warmup_epochs": resting}} if kind == "ete" else {}
+        recipe = {"model": {"name": "vbpr"}, "training": how}
+        (place / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+
+    write("pt", 0, [0.7, 0.5, 0.4])
+    write("pt", 1, [0.7, 0.6, 0.5])
+    write("pt", 2, [0.7, 0.6, 0.5])  # no end-to-end run of its seed
+    write("ete", 0, [0.7, 0.4])
+    write("ete", 1, [0.7, 0.7])
+    write("ete", 0, [0.7, 0.45], resting=2)
+    found = [
+        paradigms.loss_of(Run(place, json.loads((place / "manifest.json").read_text())))
+        for place in sorted(tmp_path.iterdir())
+    ]
+    pretrained, rested = paradigms.lines_of(found)
+    assert (pretrained.against, pretrained.steps, pretrained.seeds) == ("PT", 10, (0, 1))
+    assert (pretrained.frozen, pretrained.learnt) == pytest.approx((0.55, 0.55))
+    assert pretrained.differences == pytest.approx((-0.1, 0.1))
+    assert pretrained.drift == pytest.approx(0.6)
+    assert pretrained.cells()[5:8] == ["+0.0000", "-0.1000 to +0.1000", "1 of 2"]
+    assert (rested.against, rested.seeds) == ("at rest", (0,))
+    assert rested.differences == pytest.approx((-0.05,))
+    with pytest.raises(DataError, match="two runs are of one model"):
+        list(paradigms.lines_of([*found, found[0]]))
+
+
+def test_the_grid_with_small_networks_is_the_shipped_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    paradigms = script(monkeypatch, "paradigms")
+    pair = "pair:minilm-l6=here+timm=there"
+    small = Recipe(paradigms.copied(Path("small"), pair, resting=False), "small").expand()
+    whole = load_recipe("movielens-100k/paradigms").expand()
+    assert [(run.model, run.settings, run.seed) for run in small] == [
+        (run.model, run.settings, run.seed) for run in whole
+    ]
+    assert [sorted(run.encoders) for run in small] == [sorted(run.encoders) for run in whole]
+    for run, given in zip(small, whole, strict=True):
+        ratios = [
+            one.training.encoder_learning_rate / one.training.learning_rate for one in (run, given)
+        ]
+        assert ratios[0] == pytest.approx(ratios[1])
+    still = Recipe(paradigms.copied(Path("small"), pair, resting=True), "rest").expand()
+    assert {how.name for run in still for how in run.encoders.values()} == {pair}
+    assert all(run.training.encoder.warmup_epochs == run.training.epochs for run in still)
+    told = list(paradigms.commands(Path("small"), Path("mini"), pair))
+    assert sum("--finetune" in command for command in told) == 3

@@ -12,7 +12,7 @@ from mmbench.encoders.neural import NeuralEncoder, Options
 from mmbench.encoders.pair import label
 from mmbench.engine.extract import set_name
 from mmbench.engine.inputs import check_modalities
-from mmbench.engine.live import _options
+from mmbench.engine.live_sources import _options
 from mmbench.recipe import load_recipe
 from mmbench.recipe_files import SHIPPED, shipped_recipes
 from mmbench.report.layouts import LAYOUTS
