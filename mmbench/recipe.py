@@ -94,9 +94,9 @@ class RunRecipe:
         # Metrics are computed from the stored lists at any time; only their length is fixed.
         values["evaluation"] = {"depth": self.evaluation.depth}
         # Where weights lie moves no number; the run's facts hold what they are.
-        for modality, encoder in values["encoders"].items():
+        for encoder in values["encoders"].values():
             del encoder["weights"]
-            encoder["name"] = self.encoders[modality].bare_name
+            encoder["name"] = _known_as(encoder["name"])
         if (start := self.training.start_from) is not None:
             # The weights themselves are the run's to tell, see `engine.start`.
             known = {} if not start.train else values["training"]
@@ -108,6 +108,15 @@ class RunRecipe:
 
 def _of_seed(training: Training, seed: int) -> Training:
     """The section with the run's folder of this seed."""
+def _known_as(encoder: str) -> str:
+    """An encoder's name without folders of weights, which the run's facts tell by their hash."""
+    if ":" not in encoder:
+        return encoder
+    from mmbench.encoders.pair import bare_name  # late: most recipes need no encoder's file
+
+    return bare_name(encoder)
+
+
     start = training.start_from
     if start is None or SEED_MARK not in start.run:
         return training

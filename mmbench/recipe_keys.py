@@ -6,7 +6,6 @@ A section refuses unknown keys and infinities; what one key asks of another is c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -255,17 +254,6 @@ class LiveEncoder(Section):
     exact: `frozen_eval`, and nothing drawn at random below it."""
     checkpointing: bool = False
     """Whether activations are computed again in the backward pass instead of kept."""
-
-    @property
-    def bare_name(self) -> str:
-        """`name` without folders of weights, as where they lie says nothing of what they are."""
-        key, _, model = self.name.partition(":")
-        if key == "pair" and model:
-            # Late, as encoders take seconds to load and most recipes name no pair.
-            from mmbench.encoders.pair import without_folders
-
-            return f"{key}:{without_folders(model)}"
-        return key if model and Path(model).is_dir() else self.name
 
 
 class Corruption(Section):

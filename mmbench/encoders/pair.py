@@ -269,14 +269,17 @@ def names_of(address: str) -> tuple[str, str]:
     return names["textual"], names["visual"]
 
 
-def without_folders(address: str) -> str:
-    """TEXT+VISION of an address: what a run of it is known by, beside the hash of the weights.
+def bare_name(encoder: str) -> str:
+    """An encoder's name in a recipe without folders, as where weights lie says nothing of them.
 
     Raises:
-        ConfigError: it does not name two.
+        ConfigError: a pair does not name two encoders.
     """
-    names, folders = _named(address)
-    return "+".join(names.values()) if any(folders.values()) else address
+    key, _, model = encoder.partition(":")
+    if key == "pair" and model:
+        names, folders = _named(model)
+        return f"{key}:{'+'.join(names.values())}" if any(folders.values()) else encoder
+    return key if model and Path(model).is_dir() else encoder
 
 
 def _named(address: str) -> tuple[dict[str, str], dict[str, Path | None]]:

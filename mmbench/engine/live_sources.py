@@ -11,6 +11,7 @@ from typing import Any
 from mmbench.data.prepared import PreparedDataset
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import NeuralEncoder, Options
+from mmbench.encoders.pair import bare_name
 from mmbench.engine.contents import Contents, read_contents
 from mmbench.engine.extraction import WHENCE
 from mmbench.engine.shards import canonical_hash
@@ -46,7 +47,7 @@ class LiveSource:
         settings = self.settings()
         return {
             "modality": self.modality,
-            "encoder": self.how.bare_name,
+            "encoder": bare_name(self.how.name),
             "weights_sha256": settings.get("weights_sha256", ""),
             "settings_sha256": canonical_hash(settings),
             "contents_sha256": canonical_hash([self.contents.sha256, self.contents.template]),

@@ -56,9 +56,7 @@ def recipe_of(weights: Callable[[str], str]) -> Callable[..., RunRecipe]:
 
 def encoders_of(inputs: Inputs, *, apart: bool = False) -> dict[str, LiveItemEncoder]:
     sources = [replace(source, network=None) if apart else source for source in inputs.live]
-    given = make_features(
-        sources, seed=0, precision="float32", compute=CPU, is_sequential=False, fills=True
-    )
+    given = make_features(sources, seed=0, precision="float32", compute=CPU, is_sequential=False)
     found = {}
     for features in given:
         assert isinstance(features.encoder, LiveItemEncoder)
@@ -205,7 +203,6 @@ def test_who_has_a_network_of_its_own(
     for recipe in (
         recipe_of("clip-vit-b32"),  # a tower for each
         recipe_of(textual={"tune": "full"}),  # not as much of both learns
-        recipe_of(tune="none"),
     ):
         inputs = load_inputs(recipe, data)
         assert [source.network for source in inputs.live] == [None, None]
