@@ -89,6 +89,8 @@ class RunRecipe:
         for later in ("encoder", "encoder_clip_norm"):  # keys that older runs do not have
             if values["training"][later] is None:
                 del values["training"][later]
+        if (encoding := values["training"].get("encoder")) and not encoding["warmup_share"]:
+            del encoding["warmup_share"]
         if not self.corruptions:
             del values["corruptions"]
         # Metrics are computed from the stored lists at any time; only their length is fixed.
@@ -106,8 +108,6 @@ class RunRecipe:
         return values
 
 
-def _of_seed(training: Training, seed: int) -> Training:
-    """The section with the run's folder of this seed."""
 def _known_as(encoder: str) -> str:
     """An encoder's name without folders of weights, which the run's facts tell by their hash."""
     if ":" not in encoder:
@@ -117,6 +117,8 @@ def _known_as(encoder: str) -> str:
     return bare_name(encoder)
 
 
+def _of_seed(training: Training, seed: int) -> Training:
+    """The section with the run's folder of this seed."""
     start = training.start_from
     if start is None or SEED_MARK not in start.run:
         return training

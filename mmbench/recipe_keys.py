@@ -154,6 +154,9 @@ class EncoderTraining(Section):
     """
     warmup_epochs: NonNegativeInt = 0
     """Epochs in which the model learns alone, before the encoder does."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all later steps in which the encoder's learning rate rises from zero, 0.05 for
+    example; of `training.epochs`, whenever patience ends them."""
 
     @property
     def trains_encoder(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmbench.models.base import ItemEncoder
-from mmbench.recipe_keys import Schedule, Training
+from mmbench.recipe_keys import EncoderTraining, Schedule, Training
 
 
 def parameter_groups(model: nn.Module, training: Training) -> list[dict[str, Any]]:
@@ -60,6 +60,16 @@ def _of_encoders(model: nn.Module) -> set[int]:
     }
 
 
+def groups_of_encoders(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[int]:
+    """Which groups of an optimiser hold the parameters of encoders."""
+    of_encoders = _of_encoders(model)
+    return [
+        at
+        for at, group in enumerate(optimizer.param_groups)
+        if any(id(parameter) in of_encoders for parameter in group["params"])
+    ]
+
+
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimiser of a recipe, in its fused form: one kernel instead of one per tensor."""
     kind = {
@@ -92,3 +102,14 @@ def learning_rate_factor(schedule: Schedule, epoch: int, epochs: int) -> float:
         half = 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs)))
         return schedule.floor + (1 - schedule.floor) * half
     return 1.0
+
+
+def encoder_rate_factor(how: EncoderTraining, step: int, n_steps: int, epochs: int) -> float:
+    """The further factor on the rate of encoders in a step of training, counted from 0.
+
+    Args:
+        n_steps: of an epoch; `epochs` of them are planned.
+    """
+    resting = how.warmup_epochs * n_steps
+    rising = how.warmup_share * max(0, epochs * n_steps - resting)
+    return min(1.0, (max(0, step - resting) + 1) / (rising + 1))

@@ -30,7 +30,7 @@ from torch import Tensor
 from mmbench.engine.device import Compute
 from mmbench.engine.end_to_end import EndToEnd
 from mmbench.engine.exchange import sum_gradients
-from mmbench.engine.optimisation import clipped_groups, make_optimizer
+from mmbench.engine.optimisation import clipped_groups, groups_of_encoders, make_optimizer
 from mmbench.errors import TrainingError
 from mmbench.models.base import Recommender
 from mmbench.recipe_keys import Training
@@ -64,6 +64,7 @@ class Step:
         self.optimizer = make_optimizer(model, training)
         self.learning = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._of_encoders = groups_of_encoders(model, self.optimizer)
         self.ranks = compute.ranks
         self.parts, self.note = training.accumulate, ""
         kind, device = training.precision, compute.device.type
@@ -73,10 +74,16 @@ class Step:
         self.scaler = torch.amp.GradScaler(device, enabled=kind == "float16")
         self.terms: list[str] = []
 
-    def set_rate(self, factor: float) -> None:
-        """Set every group's learning rate to a factor of its own."""
+    def set_rate(self, factor: float, of_encoders: float = 1.0) -> None:
+        """Set every group's learning rate to a factor of its own.
+
+        Args:
+            of_encoders: a further factor on those of encoders.
+        """
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
+        for at in self._of_encoders:
+            self.optimizer.param_groups[at]["lr"] *= of_encoders
 
     def __call__(self, batch: Any) -> Tensor:
         """Learn from a batch; returns its loss terms, in the order of `terms`, float32 [T].

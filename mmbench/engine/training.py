@@ -20,7 +20,7 @@ from mmbench import seeding
 from mmbench.engine.device import Compute
 from mmbench.engine.end_to_end import EndToEnd
 from mmbench.engine.exchange import from_first, summed
-from mmbench.engine.optimisation import learning_rate_factor
+from mmbench.engine.optimisation import encoder_rate_factor, learning_rate_factor
 from mmbench.engine.ranking import Ranker
 from mmbench.engine.sampling import make_sampler
 from mmbench.engine.step import Step
@@ -28,6 +28,7 @@ from mmbench.errors import TrainingError
 from mmbench.metrics.base import parse_metric
 from mmbench.models.base import Interactions, Recommender
 from mmbench.recipe import RunRecipe
+from mmbench.recipe_keys import EncoderTraining
 
 Record = dict[str, Any]
 """One epoch of the history: epoch, losses, validation metrics, seconds; `learned`, where a model
@@ -131,7 +132,7 @@ class TrainingLoop:
             factor = learning_rate_factor(self.training.schedule, epoch - 1, self.training.epochs)
             self.step.set_rate(factor)
             with self._named(epoch):
-                losses = self._gradient_epoch(self.step)
+                losses = self._gradient_epoch(self.step, factor)
         self.compute.synchronise()
         with self._named(epoch):
             _check_finite(losses)
@@ -151,7 +152,7 @@ class TrainingLoop:
             }
         return record
 
-    def _gradient_epoch(self, step: Step) -> dict[str, float]:
+    def _gradient_epoch(self, step: Step, factor: float) -> dict[str, float]:
         """One pass over all rows; nothing in here waits for the device until its end."""
         drawn = self.sampler.epoch(self.sampling)
         size, n_rows = self.training.batch_size, len(self.sampler)
@@ -159,13 +160,19 @@ class TrainingLoop:
         if self.encoding is not None:
             self.encoding.start_epoch(self.progress.epoch + 1, self.progress.steps_per_epoch)
         total = torch.zeros((), device=self.compute.device)
+        done, how = self.progress.epoch * self.progress.steps_per_epoch, self.training.encoder
         for start in range(0, n_rows, size):
+            if how is not None and how.warmup_share:
+                step.set_rate(factor, self._rise(how, done + start // size))
             batch = drawn.batch(slice(start, start + size))
             total = total + step(batch) * len(batch)
         step.check_scale()
         terms = self.ranks.say(step.terms)
         values = summed(self.ranks, total.expand(len(terms)).contiguous()) / n_rows
         return dict(zip(terms, values.tolist(), strict=True))
+
+    def _rise(self, how: EncoderTraining, step: int) -> float:
+        return encoder_rate_factor(how, step, self.progress.steps_per_epoch, self.training.epochs)
 
     def _draw_alike(self) -> None:
         """Give torch's generators the states of the first process.
