@@ -12,8 +12,8 @@ Zhou, Zhou, Zhang and Shen, ECAI 2023. https://arxiv.org/abs/2301.12097
            + regularization * ( sum over modalities of mean(T_m[u]^2) + mean(omega^2) )  (6)
 
 G = sum over modalities of w_m G_m, where G_m gives 1/k to each of the k items whose X_m is nearest
-by cosine, the item itself included. beta_u is the softmax of the numbers of common items over the
-K users with whom u shares most.
+by cosine at the start, the item itself included. beta_u is the softmax of the numbers of common
+items over the K users with whom u shares most.
 
 Shapes: U users, I items, B batch, M modalities, D = config.embedding_size, L = config.n_layers,
 n = config.n_item_layers, k = config.k, K = config.user_k; T_m [U, D], omega [U, M]; z and r
@@ -80,6 +80,7 @@ class DRAGON(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     requires_modality = True
     config: DRAGONConfig
 
@@ -104,7 +105,7 @@ class DRAGON(Recommender):
         self.branches = nn.ModuleDict(
             {
                 g.modality: PreferenceBranch(
-                    g.matrix, train.n_users, config.hidden_size, config.embedding_size
+                    g, train.n_users, config.hidden_size, config.embedding_size
                 )
                 for g in given
             }

@@ -83,6 +83,7 @@ class DualGNN(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     requires_modality = True
     config: DualGNNConfig
 
@@ -102,7 +103,7 @@ class DualGNN(Recommender):
         self.branches = nn.ModuleDict(
             {
                 g.modality: PreferenceBranch(
-                    g.matrix, train.n_users, config.hidden_size, config.embedding_size
+                    g, train.n_users, config.hidden_size, config.embedding_size
                 )
                 for g in given
             }

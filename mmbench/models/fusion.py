@@ -219,22 +219,22 @@ class PreferenceBranch(nn.Module):
     """One modality's start of all nodes: [T ; W_2 leaky(W_1 X + b_1) + b_2], rows of length one.
 
     DualGNN and DRAGON (arXiv 2301.12097) share it. T, [U, D], is what users think of the
-    modality; X, [I, F], does not learn.
+    modality; X, [I, F], learns where an encoder makes it.
     """
 
-    features: Tensor  # X
-
-    def __init__(self, features: Tensor, n_users: int, hidden_size: int, size: int) -> None:
+    def __init__(self, given: ItemFeatures, n_users: int, hidden_size: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("features", features.float(), persistent=False)
+        self.modality = given.modality
+        self.features = FeatureTables([given], frozen=True)  # X
         self.preferences = nn.Parameter(torch.empty(n_users, size))  # T
         nn.init.xavier_normal_(self.preferences)
-        self.hidden = nn.Linear(features.shape[1], hidden_size)  # W_1, b_1
+        self.hidden = nn.Linear(given.matrix.shape[1], hidden_size)  # W_1, b_1
         self.project = nn.Linear(hidden_size, size)  # W_2, b_2
 
     def forward(self) -> Tensor:
         """The start of users, then items, [U + I, D]."""
-        items = self.project(F.leaky_relu(self.hidden(self.features), 0.01, inplace=True))
+        features = self.features[self.modality]
+        items = self.project(F.leaky_relu(self.hidden(features), 0.01, inplace=True))
         return unit_rows(torch.cat([self.preferences, items]))
 
 

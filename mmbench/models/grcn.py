@@ -48,7 +48,7 @@ from mmbench.models.base import (
     register_model,
 )
 from mmbench.models.edge_graph import EdgeGraph
-from mmbench.models.fusion import preference_penalty, unit_rows
+from mmbench.models.fusion import FeatureTables, preference_penalty, unit_rows
 
 
 class GRCNConfig(ModelConfig):
@@ -76,6 +76,7 @@ class GRCN(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     requires_modality = True
     config: GRCNConfig
 
@@ -97,7 +98,7 @@ class GRCN(Recommender):
         nn.init.xavier_normal_(self.nodes)
         nn.init.xavier_normal_(self.confidence)
         self.branches = nn.ModuleDict(
-            {g.modality: _Branch(g.matrix, train.n_users, config.embedding_size) for g in given}
+            {g.modality: _Branch(g, train.n_users, config.embedding_size) for g in given}
         )
 
     def vectors(self) -> tuple[Tensor, Tensor]:
@@ -193,15 +194,15 @@ class _Branch(nn.Module):
     Called, it gives f, [I, D].
     """
 
-    features: Tensor  # X, [I, F]
-
-    def __init__(self, features: Tensor, n_users: int, size: int) -> None:
+    def __init__(self, given: ItemFeatures, n_users: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("features", features.float(), persistent=False)
+        self.modality = given.modality
+        self.features = FeatureTables([given], frozen=True)  # X, [I, F]
         self.preferences = nn.Parameter(torch.empty(n_users, size))  # T
         nn.init.xavier_normal_(self.preferences)
-        self.project = nn.Linear(features.shape[1], size)  # W, b
+        self.project = nn.Linear(given.matrix.shape[1], size)  # W, b
         nn.init.xavier_normal_(self.project.weight)
 
     def forward(self) -> Tensor:
-        return unit_rows(F.leaky_relu(self.project(self.features), 0.01, inplace=True))
+        features = self.features[self.modality]
+        return unit_rows(F.leaky_relu(self.project(features), 0.01, inplace=True))

@@ -17,7 +17,9 @@ Zhang, Zhu, Liu, Zhang, Wu and Wang, IEEE TKDE 2022. https://arxiv.org/abs/2111.
 
 The G_m are built anew, with gradient, for the first batch of an epoch; the others of the epoch
 take them as constants, so that W_m and X_m move once per epoch. `rebuild: batch` builds them in
-every batch. Ranking builds its own from the weights of that moment.
+every batch. Ranking builds its own from the weights of that moment. Where encoders make the X_m
+and learn, who is near whom is chosen when the engine computes the X_m anew and at the start of an
+epoch, and the weights of these edges are computed with gradient in every batch, as in LATTICE.
 
 Shapes: I items, N users and items, B batch, D = config.embedding_size, M modalities, k neighbours.
 Departures: G_m is stored as the 2 k entries that a row can have. The penalty is over the rows of
@@ -35,6 +37,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from mmbench.errors import ConfigError
 from mmbench.modality import MODALITIES
 from mmbench.models import losses
 from mmbench.models.base import (
@@ -91,6 +94,7 @@ class MICRO(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     config: MICROConfig
 
     def __init__(self, config: MICROConfig, train: Interactions, given: list[ItemFeatures]) -> None:
@@ -108,6 +112,12 @@ class MICRO(Recommender):
         if len(given) > 1:  # one view needs no weight
             self.attention = QueryAttention(config.embedding_size)  # A, c, q
         self.item_graphs = LearnedGraphs([raw_graph(g, config.k) for g in given])
+        self._chosen: dict[str, Tensor] = {}  # neighbours of Y_m where encoders learn, [I, k]
+        if len(self.features.encoders) and config.raw_weight == 1:
+            raise ConfigError(
+                "model.raw_weight: 1 leaves nothing of the graph that an encoder learns by, as "
+                "the rest is made of its vectors at the start; take less, or stored features"
+            )
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Vectors u [U, D] and i [I, D], over item graphs built from the weights of now."""
@@ -120,6 +130,11 @@ class MICRO(Recommender):
     def user_vectors(self) -> Tensor:
         """Users' u, [U, D]."""
         return self.vectors()[0]
+        self._chosen = {}
+
+    def on_features_change(self) -> None:
+        """Let the next batch choose the neighbours by Y_m anew."""
+        self._chosen = {}
 
     def item_vectors(self) -> Tensor:
         """Items' i, [I, D]."""
@@ -135,7 +150,7 @@ class MICRO(Recommender):
         all_users, all_items = self._collaborative()
         contrasts: list[Tensor] = []
         if self.features.modalities:
-            keep = config.rebuild == "epoch"
+            keep = config.rebuild == "epoch" and not len(self.features.encoders)
             views = self.item_graphs.propagate(self._q, config.n_item_layers, self.build, keep=keep)
             content, fused = self._content(views)
             all_items = all_items + content
@@ -154,12 +169,22 @@ class MICRO(Recommender):
         return terms
 
     def build(self) -> list[NeighbourGraph]:
+    def _learned(self, name: str) -> NeighbourGraph:
+        """K(Y_m) of equation 2, before it is normalised."""
+        project, k, indices = self.project[name], self.config.k, None
+        if self.training and len(self.features.encoders) and self.config.rebuild == "epoch":
+            if name not in self._chosen:
+                with torch.no_grad():
+                    near = learned_similarities(project(self.features.table(name)), k)
+                self._chosen[name] = near.indices
+            indices = self._chosen[name]
+        return learned_similarities(project(self.features[name]), k, indices)
+
         """G_m of each modality, with gradient to W_m and X_m."""
         share = self.config.raw_weight
         graphs = []
         for name, raw in zip(self.features.modalities, self.item_graphs.raw(), strict=True):
-            view = self.project[name](self.features[name])  # Y_m
-            learned = learned_similarities(view, self.config.k).normalised()
+            learned = self._learned(name).normalised()
             graphs.append(joined_graph(learned.scaled(1 - share), raw.scaled(share)))
         return graphs
 

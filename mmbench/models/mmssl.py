@@ -59,7 +59,7 @@ from mmbench.models.base import (
     Recommender,
     register_model,
 )
-from mmbench.models.fusion import split_columns, unit_rows
+from mmbench.models.fusion import FeatureTables, split_columns, unit_rows
 from mmbench.models.graph import SparseOperator, inverse_root
 from mmbench.models.item_graphs import largest_columns
 
@@ -122,6 +122,7 @@ class MMSSL(Recommender):
 
     integration = "fusion"
     modalities = frozenset(MODALITIES)
+    reads_features = "all"
     of_dataset = ("nodes", "generated", "discriminator")  # which reads rows of all items
     config: MMSSLConfig
     tie_users: Tensor  # int64 [E]
@@ -143,11 +144,9 @@ class MMSSL(Recommender):
         )  # B_i, [I, U]
         self.register_buffer("tie_users", train.users, persistent=False)
         self.register_buffer("tie_items", train.items, persistent=False)
+        self.features = FeatureTables(given, frozen=True)  # X_m
         self.project = nn.ModuleDict()  # W_m, b_m
         for features in given:
-            self.register_buffer(
-                f"features_{features.modality}", features.matrix.float(), persistent=False
-            )
             layer = nn.Linear(features.matrix.shape[1], size)
             nn.init.xavier_uniform_(layer.weight)
             self.project[features.modality] = layer
@@ -240,8 +239,7 @@ class MMSSL(Recommender):
     def _content(self, name: str, dropout: float) -> Tensor:
         """f_m of equation 1, [I, D]."""
         # Not nn.Dropout: a step is a training step, whatever mode the module was left in.
-        features: Tensor = getattr(self, f"features_{name}")
-        return F.dropout(self.project[name](features), dropout, training=True)
+        return F.dropout(self.project[name](self.features[name]), dropout, training=True)
 
     def _suggested(self) -> Tensor:
         """eu_m above ei_m, equation 2, [M, N, D]; A_m normalised by its own degrees."""

@@ -692,7 +692,7 @@ def test_learning_end_to_end_beats_the_same_encoder_at_rest(
         ({"encoder": {"mode": "table", "at_once": 9}}, r"at_once says how an encoder learns"),
         ({"encoders": {"textual": {"name": "bert", "tune": "none"}}}, r"textual\.tune to top"),
         ({"model": "lattice", "encoder": {"mode": "batch"}}, "take stale, accumulate or full"),
-        ({"model": "grcn"}, r"grcn cannot be trained end to end.*lattice"),
+        ({"model": "gated-ensemble"}, r"gated-ensemble cannot be trained end to end.*lattice"),
         ({"model": "sasrec"}, "sequential model"),
         ({"encoder": "at_the_end"}, r"training\.encoder\.name"),
         ({"encoder": {"refresh": 0}}, r"training\.encoder\.refresh"),
