@@ -37,9 +37,9 @@ from rich.table import Table
 from mmbench import console
 from mmbench.data.prepared import load_dataset
 from mmbench.encoders.base import ENCODERS
-from mmbench.encoders.loading import quiet
 from mmbench.encoders.neural import NeuralEncoder, Options
 from mmbench.encoders.objectives import objective_of
+from mmbench.encoders.pretrained import quiet
 from mmbench.encoders.vlmo_model import Vlmo, VlmoShape
 from mmbench.engine.contents import TextTemplate, read_contents
 from mmbench.engine.device import Compute, choose

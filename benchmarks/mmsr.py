@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from mmbench import console
 from mmbench.data.cleaning import PrepareConfig
 from mmbench.data.prepare import prepare
-from mmbench.encoders.loading import quiet
+from mmbench.encoders.pretrained import quiet
 from mmbench.engine.building import build_model
 from mmbench.engine.device import Compute, choose
 from mmbench.engine.inputs import load_inputs, to_device

@@ -30,17 +30,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmbench.encoders.loading import (
-    Weights,
-    find_weights,
-    hash_files,
-    load_tokenizer,
-    load_transformer,
-    read_json,
-    tokenizer_files,
-)
+from mmbench.encoders.loading import Weights, find_weights, hash_files, read_json, tokenizer_files
 from mmbench.encoders.neural import Batch, Encoded, NeuralEncoder, Options, TokenIds
 from mmbench.encoders.preprocessing import CHOICES, Preprocessing, from_processor
+from mmbench.encoders.pretrained import load_tokenizer, load_transformer
 from mmbench.encoders.tokenizing import MAX_CHARACTERS, padded, token_ids
 from mmbench.encoders.transformer_text import MIN_TOKENS
 from mmbench.errors import ConfigError, DataError, UnknownNameError

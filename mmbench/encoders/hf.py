@@ -20,15 +20,9 @@ from typing import Any
 import torch
 
 from mmbench.encoders.base import register_encoder
-from mmbench.encoders.loading import (
-    find_weights,
-    load_tokenizer,
-    quiet,
-    read_config,
-    read_json,
-    read_list,
-)
+from mmbench.encoders.loading import find_weights, read_config, read_json, read_list
 from mmbench.encoders.neural import Hub, Options, TokenIds
+from mmbench.encoders.pretrained import load_tokenizer, quiet
 from mmbench.encoders.tokenizing import NO_LIMIT
 from mmbench.encoders.transformer_text import MIN_TOKENS, TransformerText, positions
 from mmbench.errors import ConfigError, DataError

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 
 from mmbench.encoders.dual import PROCESSOR_FILES
-from mmbench.encoders.loading import (
-    Weights,
-    find_weights,
-    hash_files,
-    load_tokenizer,
-    load_transformer,
-    read_json,
-    tokenizer_files,
-)
+from mmbench.encoders.loading import Weights, find_weights, hash_files, read_json, tokenizer_files
 from mmbench.encoders.neural import Batch, Encoded, NeuralEncoder, Options, TokenIds
+from mmbench.encoders.pretrained import load_tokenizer, load_transformer
 from mmbench.encoders.tokenizing import MAX_CHARACTERS, padded, token_ids
 from mmbench.errors import ConfigError, DataError
 

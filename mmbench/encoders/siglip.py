@@ -25,9 +25,10 @@ from torch import Tensor
 
 from mmbench.encoders.dual import DualEncoder
 from mmbench.encoders.hub import first_line
-from mmbench.encoders.loading import quiet, read_json
+from mmbench.encoders.loading import read_json
 from mmbench.encoders.neural import Batch, TokenIds
 from mmbench.encoders.preprocessing import HALF
+from mmbench.encoders.pretrained import quiet
 from mmbench.encoders.tokenizing import padded, token_ids
 from mmbench.errors import DataError
 

@@ -19,15 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmbench.encoders.loading import (
-    Weights,
-    find_weights,
-    hash_files,
-    load_tokenizer,
-    load_transformer,
-    tokenizer_files,
-)
+from mmbench.encoders.loading import Weights, find_weights, hash_files, tokenizer_files
 from mmbench.encoders.neural import Batch, Encoded, NeuralEncoder, Options, TokenIds
+from mmbench.encoders.pretrained import load_tokenizer, load_transformer
 from mmbench.encoders.tokenizing import MAX_CHARACTERS, NO_LIMIT, padded, token_ids
 from mmbench.errors import ConfigError, DataError
 

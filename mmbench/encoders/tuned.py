@@ -18,15 +18,10 @@ from torch import Tensor
 
 from mmbench.encoders.dual import PROCESSOR_FILES
 from mmbench.encoders.hf import SENTENCES
-from mmbench.encoders.loading import (
-    hash_files,
-    local_weights,
-    quiet,
-    tokenizer_files,
-    weights_files,
-)
+from mmbench.encoders.loading import hash_files, local_weights, tokenizer_files, weights_files
 from mmbench.encoders.neural import NeuralEncoder
 from mmbench.encoders.pair import DESCRIPTION, Pair
+from mmbench.encoders.pretrained import quiet
 from mmbench.encoders.timm_vision import TimmVision
 from mmbench.encoders.vlmo_base_plus import CONFIG, VlmoBasePlus
 from mmbench.errors import DataError

@@ -39,9 +39,10 @@ from torch import Tensor, nn
 from mmbench.encoders.base import ENCODERS, register_encoder
 from mmbench.encoders.hub import cached_snapshot
 from mmbench.encoders.joint import PairEncoder
-from mmbench.encoders.loading import Weights, find_weights, load_transformer, tokenizer_files
+from mmbench.encoders.loading import Weights, find_weights, tokenizer_files
 from mmbench.encoders.neural import Batch, Encoded, Hub, NeuralEncoder, Options
 from mmbench.encoders.preprocessing import Preprocessing
+from mmbench.encoders.pretrained import load_transformer
 from mmbench.errors import ConfigError, DataError
 
 _BERT = Hub("google-bert/bert-base-uncased")

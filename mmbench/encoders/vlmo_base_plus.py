@@ -37,15 +37,10 @@ from mmbench.encoders.addressed import find_addressed
 from mmbench.encoders.base import register_encoder
 from mmbench.encoders.hub import cached_snapshot, first_line
 from mmbench.encoders.joint import packed
-from mmbench.encoders.loading import (
-    Weights,
-    hash_files,
-    quiet,
-    read_json,
-    tokenizer_files,
-)
+from mmbench.encoders.loading import Weights, hash_files, read_json, tokenizer_files
 from mmbench.encoders.neural import Batch, Encoded, Hub, NeuralEncoder, Options, TokenIds
 from mmbench.encoders.preprocessing import CHOICES, HALF, Preprocessing
+from mmbench.encoders.pretrained import quiet
 from mmbench.encoders.tokenizing import MAX_CHARACTERS, padded, token_ids
 from mmbench.encoders.vlmo_checkpoint import Fit, load_vlmo
 from mmbench.encoders.vlmo_model import Vlmo, VlmoShape

@@ -1,3 +1,5 @@
+"""Files of weights (loading.py) and what is made of them (pretrained.py), on one tiny model."""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,8 +20,6 @@ from mmbench.encoders.loading import (
     find_weights,
     hash_files,
     load_pickle,
-    load_tokenizer,
-    load_transformer,
     local_weights,
     read_config,
     read_json,
@@ -28,6 +28,7 @@ from mmbench.encoders.loading import (
     weights_files,
 )
 from mmbench.encoders.neural import Hub, Options
+from mmbench.encoders.pretrained import load_tokenizer, load_transformer
 from mmbench.errors import DataError
 
 HUB = Hub("someone/some-model")
