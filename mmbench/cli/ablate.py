@@ -216,7 +216,7 @@ def ablate(
     if tuning is not None:
         trained = tell_searches(tuned(plan.recipes, tuning, place), output)
     else:
-        with display() as events:
+        with display(data_dir) as events:
             trained = train_recipes(plan.recipes, place, events)
     asked_of = questions(plan, trained, between=between)
     found = findings(asked_of, stages=stages, sparsity=sparsity, cutoffs=cutoffs)

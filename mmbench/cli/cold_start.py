@@ -137,7 +137,7 @@ def cold_start(
             planned, how, place, tell_searches(tuned(planned, tuning, place), output)
         )
     else:
-        with display() as events:
+        with display(data_dir) as events:
             found = study.cold_start(loaded, how, place, events)
     table = compare_cold(
         found.runs,

@@ -163,16 +163,20 @@ def machine() -> Iterator[Check]:
     n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     threads = n_threads or os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS")
-    told = f"{threads} threads, {platform.machine()}, {platform.system()}"
+    told = f"{_threads(threads)}, {platform.machine()}, {platform.system()}"
     yield Check("machine", "CPU", "ok", told + (f", OMP_NUM_THREADS={limit}" if limit else ""))
     total, free = memory()
     if total is None:
         yield Check("machine", "memory", "note", "this system does not say")
         return
-    told = f"{total / GIB:.1f} GiB" + (f", {free / GIB:.1f} free" if free is not None else "")
+    told = f"{total / GIB:.1f} GiB" + (f", {free / GIB:.1f} GiB free" if free is not None else "")
     scarce = free is not None and free < LEAST_FREE
     cure = "smaller training.batch_size, or fewer --processes" if scarce else ""
     yield Check("machine", "memory", "note" if scarce else "ok", told, cure)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def memory() -> tuple[int | None, int | None]:
@@ -198,14 +202,16 @@ def device() -> Iterator[Check]:
     """What torch computes on; it is imported here."""
     import torch
 
-    yield Check("device", "torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    yield Check(
+        "device", "torch", "ok", f"{torch.__version__}, {_threads(torch.get_num_threads())}"
+    )
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for number in range(n_gpus):
         facts = torch.cuda.get_device_properties(number)
         free, total = torch.cuda.mem_get_info(number)
         bfloat16 = facts.major >= 8
         told = (
-            f"{facts.name}, {total / GIB:.1f} GiB, {free / GIB:.1f} free, "
+            f"{facts.name}, {total / GIB:.1f} GiB, {free / GIB:.1f} GiB free, "
             f"bfloat16 {'yes' if bfloat16 else 'no, take float16'}"
         )
         yield Check("device", f"cuda:{number}", "ok", told)

@@ -268,13 +268,15 @@ def print_done(done: Done, output: str) -> None:
 
 def _alignment_line(one: Mapping[str, Any]) -> str:
     recall = ", ".join(
-        f"@{k} {one['recall_first'][k]:.3f} and {one['recall_second'][k]:.3f} back"
+        f"@{k} {one['recall_first'][k]:.3f} (back {one['recall_second'][k]:.3f})"
         for k in one["recall_first"]
     )
     return (
-        f"{one['first']} to {one['second']}: recall {recall} (of {one['n_items']:,} items); cosine "
-        f"{one['paired']:.3f} of pairs, {one['unpaired']:.3f} of others; gap {one['gap']:.3f}; "
-        f"uniformity {one['uniformity_first']:.2f}, {one['uniformity_second']:.2f}"
+        f"{one['first']} and {one['second']}, {one['n_items']:,} items with both:\n"
+        f"  recall {recall}\n"
+        f"  cosine {one['paired']:.3f} of pairs, {one['unpaired']:.3f} of others; gap "
+        f"{one['gap']:.3f}; uniformity {one['uniformity_first']:.2f}, "
+        f"{one['uniformity_second']:.2f}"
     )
 
 
@@ -303,7 +305,7 @@ def _remarks(result: Extraction) -> Iterator[str]:
             f"{count:,} with {why}" if why.startswith("no ") else f"{count:,} that {why}"
             for why, count in without.items()
         )
-        yield f"masked: {listed} (see problems.jsonl)"
+        yield f"masked: {listed} (see problems.jsonl in the folder of the set)"
     if cut := origin.get("texts_cut"):
         yield f"{cut:,} texts were cut to the encoder's limit"
     if result.is_new and result.n_encoded:

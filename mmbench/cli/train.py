@@ -88,6 +88,6 @@ def train(
     if tuning is not None:
         tune_and_print(loaded, tuning, place, output)
         return
-    with display() as events:
+    with display(data_dir) as events:
         trained = train_recipes(loaded, place, events)
     print_trained(trained, output)

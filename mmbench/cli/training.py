@@ -1,4 +1,4 @@
-"""What `train` and `ablate` share: the progress display, and printing the result."""
+"""What commands that train share: the progress display, and printing the result."""
 
 from __future__ import annotations
 
@@ -46,8 +46,12 @@ def workplace(
 
 
 @contextmanager
-def display() -> Iterator[Events]:
-    """A progress display: one bar for all runs, one for the epochs of the current run."""
+def display(data_dir: Path) -> Iterator[Events]:
+    """A progress display: one bar for all runs, one for the epochs of the current run.
+
+    Args:
+        data_dir: where the datasets of the runs lie; what is planned is checked against them.
+    """
     from mmbench.studies.training import Events
 
     with console.progress() as bars:
@@ -55,6 +59,9 @@ def display() -> Iterator[Events]:
 
         def planned(plans: Sequence[RunRecipe]) -> None:
             state["total"] = len(plans)
+            warn_of_the_future(
+                [(plan.model, plan.dataset, plan.protocol.split) for plan in plans], data_dir
+            )
             if len(plans) > 1:
                 state["all"] = bars.add_task("all runs", total=len(plans), status="")
 
@@ -157,6 +164,32 @@ def warn_of_no_features(recipe: Recipe) -> None:
             f"{recipe.source}: {model.name} is given no feature set and learns from IDs alone; "
             "name one, for example with --set features.textual=tfidf-svd"
         )
+
+
+def warn_of_the_future(planned: Sequence[tuple[str, str, str | None]], data_dir: Path) -> None:
+    """Say that a sequential model will be shown what came after the items that it has to find.
+
+    Args:
+        planned: model, dataset and split of each run; a split of None is the dataset's first.
+        data_dir: where the datasets lie.
+    """
+    from mmbench.data.order import shown_the_future
+    from mmbench.data.prepared import load_dataset
+    from mmbench.models.base import MODELS
+
+    models: dict[tuple[str, str | None], list[str]] = {}
+    for model, name, split in planned:
+        if MODELS.get(model).obj.family == "sequential":
+            models.setdefault((name, split), []).append(model)
+    for (name, split), of in models.items():
+        dataset = load_dataset(name, data_dir)
+        if share := shown_the_future(dataset, split):
+            console.warn(
+                f"{', '.join(dict.fromkeys(of))}: in split {dataset.split(split).name} of {name} "
+                f"the histories of {share:.0%} of the tested users hold what came after the item "
+                "to be found, so this is no prediction of the next item. For that: "
+                f"mmbench prepare {name} --split leave-one-out, and --set protocol=mmsr"
+            )
 
 
 def print_trained(trained: Sequence[Trained], output: str, before: Sequence[str] = ()) -> None:

@@ -184,7 +184,7 @@ def transfer(
     plan = study.design(loaded, baselines, asked, place)
     for note in plan.notes:
         console.note(note)
-    with display() as events:
+    with display(data_dir) as events:
         done = study.transfer(plan, place, events)
     found = findings(done, asked)
     if place.compute.ranks.is_first:

@@ -73,6 +73,7 @@ def check_free(
 
 def tuned(recipes: Sequence[Recipe], tuning: Tuning, place: Workplace) -> list[Tuned]:
     """Search the settings of recipes, with a progress display."""
+    from mmbench.cli.training import warn_of_the_future
     from mmbench.studies.tuning import tune_recipes
 
     for recipe in recipes:
@@ -81,6 +82,10 @@ def tuned(recipes: Sequence[Recipe], tuning: Tuning, place: Workplace) -> list[T
             console.note(
                 f"{recipe.shape.label or recipe.source}: it has no {', '.join(without)} to search"
             )
+    warn_of_the_future(
+        [(str(r.shape.model["name"]), r.shape.dataset, r.shape.protocol.split) for r in recipes],
+        place.data_dir,
+    )
     with _display() as events:
         return tune_recipes(recipes, tuning, place, events)
 

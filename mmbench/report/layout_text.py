@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -37,6 +38,12 @@ SEPARATE = "separate"
 """In `paper_encoders` what stands for encoders that are specific to a modality."""
 FEW = 4
 """Names that a sentence lists before it counts."""
+_SECOND = {
+    "encoders": "train it with a second encoder too, for example --set features.visual=NAME",
+    "paradigms": "train it with the fine-tuned set of an encoder, or end to end, too",
+    "modalities": "train it with one modality alone too, for example --set features.visual=none",
+}
+"""What makes a second row of a group, by layout."""
 FORMS = ("table", "github", "latex", "csv", "json")
 
 
@@ -128,6 +135,22 @@ class Shown:
         one = self.published.get((s, r, c))
         return fixed(one.published if one and one.comparable else None, 4)
 
+    def _why_untested(self) -> str:
+        """What is missing for a comparison of rows."""
+        layout = self.layout
+        if not any(c.metric.per_user for s in layout.sheets for c in s.comparison.columns):
+            return "these metrics are no means over users"
+        per_group = [
+            Counter(
+                row.group for row, at in zip(layout.rows, s.places, strict=True) if at is not None
+            )
+            for s in layout.sheets
+        ]
+        if all(max(counts.values(), default=0) < 2 for counts in per_group):
+            more = _SECOND[layout.kind]
+            return f"rows of one model are compared, and each model has one here; {more}"
+        return f"no group holds both the reference ({layout.reference}) and another row"
+
     def notes(self) -> list[str]:
         """The sentences below, one per thing to know."""
         layout, first = self.layout, self.layout.sheets[0].comparison
@@ -151,6 +174,8 @@ class Shown:
                 f"{TEST_NAMES.get(first.test, first.test)} over users, each user's value averaged "
                 f"over the seeds; {correction}."
             )
+        else:
+            lines.append(f"No test: {self._why_untested()}.")
         seeds = sorted({len(s.seeds) for sheet in layout.sheets for s in sheet.comparison.systems})
         lines.append(f"Seeds: {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} each.")
         several = [

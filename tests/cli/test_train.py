@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from mmbench.cli.training import ensure_demo, warn_of_the_future
 from mmbench.recipe_files import shipped_recipes
 
 RECIPE = {
@@ -108,6 +109,25 @@ def test_a_multimodal_model_without_features_is_trained_with_a_warning(
     assert done.status == 0
     assert "vbpr is given no feature set and learns from IDs alone" in done.err
     assert "learns from IDs alone" not in mmbench(*line, "--set", "features.visual=imported").err
+
+
+def test_a_sequential_model_on_a_random_split_is_warned_of_the_future(
+    mmbench: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--set", "training.epochs=1", "--set", "model.embedding_size=4", "--dataset", "demo")
+    done = mmbench("train", "sasrec", *small, "--set", "protocol=standard")
+    assert done.status == 0, done.err
+    said = " ".join(done.err.split())
+    assert "sasrec: in split random-per-user of demo the histories of " in said
+    assert "mmbench prepare demo --split leave-one-out, and --set protocol=mmsr" in said
+
+    # What the warning names is done, and there is nothing to warn of; nor of a general model.
+    ensure_demo("demo", Path("data"), "leave-one-out")
+    capsys.readouterr()
+    warn_of_the_future(
+        [("sasrec", "demo", "leave-one-out"), ("vbpr", "demo", "random-per-user")], Path("data")
+    )
+    assert capsys.readouterr().err == ""
 
 
 def test_features_reach_the_models_that_read_some(mmbench: Callable, tiny_data: Path) -> None:

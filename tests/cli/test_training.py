@@ -24,12 +24,12 @@ def test_the_demo_is_given_the_split_that_a_recipe_names(tmp_path: Path) -> None
 
 
 def test_no_best_epoch_is_told_before_the_first_evaluation(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(training, "LOG_EVERY_S", 0.0)
     raw = {"model": {"name": "bpr-mf"}, "training": {"epochs": 4, "evaluate_every": 2}}
     (plan,) = Recipe(raw, "test").expand()
-    with training.display() as events:
+    with training.display(tmp_path) as events:
         events.planned([plan])
         events.begun(plan)
         events.epoch(plan, {"epoch": 1}, Progress())

@@ -178,6 +178,20 @@ def test_datasets_stand_side_by_side_and_missing_runs_are_said(add):
     assert latex.count("\\\\") == 4
 
 
+def test_a_layout_without_two_rows_of_a_model_says_why_nothing_is_tested(add):
+    alone = [add("vbpr", CLIP, CLIP), add("lattice", CLIP, CLIP)]
+    table = " ".join(render_layout(Shown(lay_out(alone, "encoders")), "table").split())
+    assert "No test: rows of one model are compared, and each model has one here; train" in table
+    others = [add("vbpr", VLMO, VLMO), add("mmgcn", "vgg16", "minilm-l6")]
+    two = [alone[0], *others]
+    notes = " ".join(Shown(lay_out(two, "encoders")).notes())
+    assert "No test: no group holds both the reference (" in notes
+    system_wide = lay_out(two, "encoders", metrics=["coverage@10"])
+    assert "No test: these metrics are no means over users." in Shown(system_wide).notes()
+    tested = Shown(lay_out(two[:2], "encoders")).notes()
+    assert not any(line.startswith("No test") for line in tested)
+
+
 @pytest.mark.parametrize("kind", ["encoders", "paradigms"])
 def test_every_form_holds_the_same_numbers(grid, kind):
     found = Shown(lay_out(grid, kind))
