@@ -130,11 +130,6 @@ class MICRO(Recommender):
     def user_vectors(self) -> Tensor:
         """Users' u, [U, D]."""
         return self.vectors()[0]
-        self._chosen = {}
-
-    def on_features_change(self) -> None:
-        """Let the next batch choose the neighbours by Y_m anew."""
-        self._chosen = {}
 
     def item_vectors(self) -> Tensor:
         """Items' i, [I, D]."""
@@ -143,6 +138,11 @@ class MICRO(Recommender):
     def on_epoch_start(self, epoch: int) -> None:
         """Let the first batch build the item graphs anew."""
         self.item_graphs.forget()
+        self._chosen = {}
+
+    def on_features_change(self) -> None:
+        """Let the next batch choose the neighbours by Y_m anew."""
+        self._chosen = {}
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """BPR of B triples, the penalty of their vectors and the contrast, scalars."""
@@ -169,6 +169,14 @@ class MICRO(Recommender):
         return terms
 
     def build(self) -> list[NeighbourGraph]:
+        """G_m of each modality, with gradient to W_m and X_m."""
+        share = self.config.raw_weight
+        graphs = []
+        for name, raw in zip(self.features.modalities, self.item_graphs.raw(), strict=True):
+            learned = self._learned(name).normalised()
+            graphs.append(joined_graph(learned.scaled(1 - share), raw.scaled(share)))
+        return graphs
+
     def _learned(self, name: str) -> NeighbourGraph:
         """K(Y_m) of equation 2, before it is normalised."""
         project, k, indices = self.project[name], self.config.k, None
@@ -179,14 +187,6 @@ class MICRO(Recommender):
                 self._chosen[name] = near.indices
             indices = self._chosen[name]
         return learned_similarities(project(self.features[name]), k, indices)
-
-        """G_m of each modality, with gradient to W_m and X_m."""
-        share = self.config.raw_weight
-        graphs = []
-        for name, raw in zip(self.features.modalities, self.item_graphs.raw(), strict=True):
-            learned = self._learned(name).normalised()
-            graphs.append(joined_graph(learned.scaled(1 - share), raw.scaled(share)))
-        return graphs
 
     @property
     def _q(self) -> Tensor:
