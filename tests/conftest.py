@@ -26,6 +26,9 @@ import torch
 
 N_USERS, N_ITEMS = 60, 40
 
+for _threads in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
+    os.environ.setdefault(_threads, "1")  # also of the processes that tests start
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
