@@ -29,7 +29,7 @@ def build_model(
     """
     kind = MODELS.get(recipe.model).obj
     given = features_to_device(inputs.features, torch.device("cpu"))
-    how, is_sequential = recipe.training.encoder, kind.family == "sequential"
+    is_sequential = kind.family == "sequential"
     # Made before the generators are seeded, as what is kept of an encoder must move no draw.
     given += make_features(
         inputs.live,
@@ -37,7 +37,6 @@ def build_model(
         precision=recipe.training.precision,
         compute=compute,
         is_sequential=is_sequential,
-        fills=how is not None,
     )
     if not is_sequential:
         given = [_for_general(features, recipe) for features in given]

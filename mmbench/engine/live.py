@@ -321,16 +321,16 @@ def make_features(
     precision: str,
     compute: Compute,
     is_sequential: bool,
-    fills: bool = False,
 ) -> list[ItemFeatures]:
     """The encoders of a recipe as a model is given them, fresh, on their device.
+
+    Items without the content get the mean of the others' vectors, as those of stored sets do, so
+    that nothing but what is learnt sets an encoder apart from its own vectors at rest.
 
     Args:
         seed: of the run, from which masks of patches are drawn.
         precision: of training; evaluation is in float32.
         is_sequential: whether the model reads tokens, not pooled vectors.
-        fills: whether items without the content get the mean of the others' vectors, in place
-            of what the encoder makes of an empty one.
     """
     made: dict[str, LiveItemEncoder] = {}
     for source in sources:
@@ -350,10 +350,8 @@ def make_features(
         present = torch.from_numpy(np.array(source.contents.has))
         if is_sequential:
             matrix = torch.zeros(n_items, 0)
-        elif fills:
-            matrix = encoder.table(present.nonzero()[:, 0])
         else:
-            matrix = encoder.every_vector()
+            matrix = encoder.table(present.nonzero()[:, 0])
         name = f"{source.modality}__{source.how.name}"
         found.append(ItemFeatures(name, source.modality, matrix, present, encoder=encoder))
     return found

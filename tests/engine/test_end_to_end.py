@@ -436,6 +436,18 @@ def test_items_without_the_modality_are_not_encoded(work: Callable[..., Work]) -
     assert all(torch.equal(after[name], before[name]) for name in after if ".learning." in name)
 
 
+def test_an_encoder_at_rest_gives_such_items_the_same_row(
+    data: Path, raw: Callable[..., dict[str, Any]]
+) -> None:
+    """As stored sets do: a frozen run differs from one end to end in what is learnt alone."""
+    values = raw("vbpr", None, {"textual": {**TEXT["textual"], "tune": "none"}})
+    (recipe,) = Recipe(values, "test").expand()
+    model = build_model(recipe, load_inputs(recipe, data), CPU)
+    table = model.get_buffer("features")
+    others = table[torch.arange(N_ITEMS) != NO_TEXT]
+    torch.testing.assert_close(table[NO_TEXT], others.mean(dim=0))
+
+
 def test_each_item_of_a_batch_is_encoded_once(work: Callable[..., Work]) -> None:
     one = work("slmrec", encoders=TEXT)
     one.run(1, rows=500)  # more rows than there are items
@@ -648,7 +660,7 @@ def test_an_encoder_that_hardly_moves_has_the_losses_of_its_stored_vectors(
     live = work(model, {"refresh": 1}, visual, settings, encoder_learning_rate=1e-12)
     (source,) = live.inputs.live
     how = {"seed": live.recipe.seed, "precision": "float32", "compute": CPU}
-    (given,) = make_features([source], **how, is_sequential=False, fills=True)
+    (given,) = make_features([source], **how, is_sequential=False)
     frozen = type(live.model)(
         live.recipe.settings, live.inputs.train, [replace(given, encoder=None)]
     )
