@@ -10,7 +10,7 @@ from mmbench.data.finding import known_names
 from mmbench.encoders.base import ENCODERS
 from mmbench.encoders.neural import NeuralEncoder
 from mmbench.engine.inputs import check_modalities
-from mmbench.engine.live import _options
+from mmbench.engine.live_sources import _options
 from mmbench.models.base import MODELS
 from mmbench.recipe import load_recipe
 from mmbench.recipe_files import SHIPPED, shipped_recipes
