@@ -108,7 +108,8 @@ class Line:
         ]
 
 
-HEADS = ["model", "encoder", "frozen", "its loss", "ETE", "diff.", "of seeds", "lower", "cosine"]
+SPREAD = "of seeds"
+HEADS = ["model", "encoder", "frozen", "its loss", "ETE", "diff.", SPREAD, "lower", "cosine"]
 
 
 def loss_of(run: Run) -> Loss:
@@ -223,10 +224,12 @@ def report(runs: tuple[Path, ...], data_dir: Path, out: Path | None) -> None:
 
 def _table(lines: Sequence[Line]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for head in HEADS:
-        table.add_column(head, justify="left" if head in HEADS[:3] else "right", overflow="fold")
+    shown = [place for place, head in enumerate(HEADS) if head != SPREAD]  # which takes much room
+    for place in shown:
+        table.add_column(HEADS[place], justify="left" if place < 3 else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*line.cells())
+        cells = line.cells()
+        table.add_row(*(cells[place] for place in shown))
     return table
 
 
@@ -235,8 +238,8 @@ def _notes(lines: Sequence[Line]) -> Iterator[str]:
     steps = sorted({line.steps for line in lines})
     yield (
         f"Mean loss of the last epoch over seeds {', '.join(map(str, seeds))}, after "
-        f"{' or '.join(map(str, steps))} steps; diff.: end to end less frozen, then the least and "
-        "the greatest of the seeds, and in how many it is lower."
+        f"{' or '.join(map(str, steps))} steps; diff.: end to end less frozen; of seeds: the least "
+        "and the greatest of theirs; lower: in how many of them it is."
     )
     yield (
         "Cosine: of the vectors of the end with those of the start. At rest: the end-to-end recipe "
