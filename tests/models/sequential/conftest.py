@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,3 +141,34 @@ def positions() -> Callable[..., list[tuple[Tensor, int, int, set[int], int]]]:
         return found
 
     return gather
+
+
+@pytest.fixture(scope="session")
+def equals_the_loops(literal: ModuleType, positions: Callable[..., Any]) -> Callable[..., None]:
+    """`check(model, w, hidden, loss, batch, sequences)`: loss, gradients and scores of ids alone.
+
+    `w` are the model's weights as `literal.leaves` gives them, `hidden` the loops over its
+    equations: vectors of all slots of the items in one row.
+    """
+
+    def check(  # type: ignore[no-untyped-def]
+        model, w, hidden, loss: str, batch: SequenceBatch, sequences: Tensor
+    ) -> None:
+        found = model.training_step(batch)[loss]
+        found.backward()
+        every = [hidden(items) for items in batch.inputs.tolist()]
+        table = w["table.weight"]
+        expected = literal.loss(loss, positions(batch, every), lambda i: table[i], N_ITEMS)
+        expected.backward()
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        for key, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, w[key].grad, rtol=1e-8, atol=1e-11, msg=key)
+        model.eval()
+        scores = model.score(model.catalogue(), sequences)
+        for row, items in enumerate(sequences.tolist()):
+            if items[-1] != N_ITEMS:
+                torch.testing.assert_close(
+                    scores[row], table @ hidden(items)[-1], rtol=1e-9, atol=1e-11
+                )
+
+    return check

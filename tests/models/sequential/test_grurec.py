@@ -10,7 +10,7 @@ SMALL = {"embedding_size": 4, "max_length": 5, "dropout": 0.0}
 
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
 def test_loss_gradients_and_scores_equal_the_loops(
-    loss, build, train, batch, sequences, literal, positions
+    loss, build, train, batch, sequences, literal, equals_the_loops
 ):
     model = build("grurec", train, [], n_layers=2, loss=loss, **SMALL).double()
     w = literal.leaves(model)
@@ -20,20 +20,7 @@ def test_loss_gradients_and_scores_equal_the_loops(
         x = [zero if item == 10 else w["table.weight"][item] for item in items]
         return literal.grurec(w, "encoder.", x, 2)
 
-    found = model.training_step(batch)[loss]
-    found.backward()
-    every = [hidden(items) for items in batch.inputs.tolist()]
-    expected = literal.loss(loss, positions(batch, every), lambda i: w["table.weight"][i], 10)
-    expected.backward()
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    for key, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, w[key].grad, rtol=1e-8, atol=1e-11, msg=key)
-
-    model.eval()
-    scores = model.score(model.catalogue(), sequences)
-    for row, items in enumerate(sequences.tolist()):
-        literal_scores = w["table.weight"] @ hidden(items)[-1]
-        torch.testing.assert_close(scores[row], literal_scores, rtol=1e-9, atol=1e-12)
+    equals_the_loops(model, w, hidden, loss, batch, sequences)
 
 
 def test_a_user_without_history_has_the_vector_zero(build, train):

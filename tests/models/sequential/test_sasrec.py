@@ -12,7 +12,7 @@ SMALL = {"embedding_size": 4, "max_length": 5, "dropout": 0.0}
 
 @pytest.mark.parametrize(("n_layers", "n_heads"), [(1, 1), (2, 2)])
 def test_loss_gradients_and_scores_equal_the_loops(
-    n_layers, n_heads, build, train, batch, sequences, literal, positions
+    n_layers, n_heads, build, train, batch, sequences, literal, equals_the_loops
 ):
     model = build("sasrec", train, [], n_layers=n_layers, n_heads=n_heads, **SMALL).double()
     w = literal.leaves(model)
@@ -23,21 +23,7 @@ def test_loss_gradients_and_scores_equal_the_loops(
         real = [item != 10 for item in items]
         return literal.sasrec(w, "encoder.", x, real, n_layers, n_heads)
 
-    found = model.training_step(batch)["bce"]
-    found.backward()
-    every = [hidden(items) for items in batch.inputs.tolist()]
-    expected = literal.loss("bce", positions(batch, every), lambda i: w["table.weight"][i], 10)
-    expected.backward()
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    for key, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, w[key].grad, rtol=1e-8, atol=1e-11, msg=key)
-
-    model.eval()
-    scores = model.score(model.catalogue(), sequences)
-    for row, items in enumerate(sequences.tolist()):
-        if items[-1] != 10:
-            literal_scores = w["table.weight"] @ hidden(items)[-1]
-            torch.testing.assert_close(scores[row], literal_scores, rtol=1e-9, atol=1e-11)
+    equals_the_loops(model, w, hidden, "bce", batch, sequences)
 
 
 def test_it_starts_as_published(build, train):
