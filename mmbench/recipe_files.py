@@ -22,7 +22,11 @@ SHIPPED = next(
 
 
 def set_key(raw: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A copy of a nested mapping with one dotted key set."""
+    """A copy of a nested mapping with one dotted key set.
+
+    Raises:
+        ConfigError: the key leads through a value that holds no keys.
+    """
     head, _, rest = key.partition(".")
     copy = dict(raw)
     if rest:

@@ -64,7 +64,7 @@ class Run:
         return int(self.manifest["seed"])
 
     def lists(self, part: Part) -> RankedLists:
-        """The stored ranked lists of one part; "test" unless validation is asked for.
+        """The stored ranked lists of one part: "test", "valid", or one that a study has added.
 
         Raises:
             DataError: an array is missing or broken, or they do not belong together.
