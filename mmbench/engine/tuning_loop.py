@@ -26,10 +26,11 @@ from mmbench.encoders.objectives import Draws, Objective, Plan, Vectors
 from mmbench.encoders.trunks import used_names
 from mmbench.engine.device import Compute
 from mmbench.engine.encoding import Watch
+from mmbench.engine.tuning_optimisation import make_optimizer, rate_factor
 from mmbench.engine.tuning_pairs import Pairs
 from mmbench.engine.tuning_settings import FineTuning
 from mmbench.engine.tuning_state import Progress, StateFolder
-from mmbench.errors import ConfigError, TrainingError
+from mmbench.errors import TrainingError
 from mmbench.metrics import alignment
 
 JUDGED = 256
@@ -76,7 +77,8 @@ class Tuner:
         for name, weight in module.named_parameters():
             weight.requires_grad_(name in self.learning)
         self.learning |= {f"own.{name}": weight for name, weight in self.objective.own.items()}
-        self._optimizer = self._make_optimizer(module)
+        new = self.objective.encoder.new
+        self._optimizer = make_optimizer(module, self.learning, new, self.settings)
 
     def run(self) -> Progress:
         """Learn until the held-out result does not improve any more.
@@ -388,26 +390,6 @@ class Tuner:
 
     # -- state ---------------------------------------------------------------------------------
 
-    def _make_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        if not self.learning:
-            raise ConfigError("nothing of the encoder learns from pairs; take --tune full")
-        bare = set(_without_decay(module))
-        found: dict[tuple[bool, bool], list[Tensor]] = {}
-        for name, weight in self.learning.items():
-            is_bare = name in bare or name.startswith("own.")
-            found.setdefault((name in self.objective.encoder.new, is_bare), []).append(weight)
-        groups = [
-            {
-                "params": weights,
-                "weight_decay": 0.0 if is_bare else self.settings.weight_decay,
-                "highest": self.settings.rate_of_new if is_new else self._rate,
-            }
-            for (is_new, is_bare), weights in sorted(found.items(), key=lambda one: one[0])
-        ]
-        if self.settings.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=self._rate)
-        return torch.optim.AdamW(groups, lr=self._rate, betas=(0.9, 0.98), eps=1e-6)
-
     def _moments(self) -> dict[str, Tensor]:
         known = self._optimizer.state
         found = {}
@@ -433,31 +415,6 @@ class Tuner:
         with torch.no_grad():
             for name, weight in self.learning.items():
                 weight.copy_(tensors[f"weights.{name}"])
-
-
-def rate_factor(settings: FineTuning, step: int, n_steps: int) -> float:
-    """The factor on the learning rate in a step, counted from 0."""
-    rising = settings.warmup * n_steps
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    if settings.schedule == "constant":
-        return 1.0
-    done = (step - rising) / max(1.0, n_steps - rising)
-    return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _without_decay(module: nn.Module) -> Iterator[str]:
-    """Norms, biases, temperatures and embeddings."""
-    tables = {
-        f"{name}.{inner}"
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Embedding)
-        for inner, _ in part.named_parameters(recurse=False)
-    }
-    for name, weight in module.named_parameters():
-        leaf = name.rpartition(".")[2]
-        if weight.dim() <= 1 or name in tables or "embed" in leaf or leaf.endswith("token"):
-            yield name
 
 
 def _parts(n: int, size: int) -> Slices:

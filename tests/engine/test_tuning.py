@@ -198,7 +198,11 @@ def test_others_go_on_to_the_same_bits_too(
     other = Path(shutil.copytree(data, tmp_path / "other"))
     kind, folder = (pair_of(weights), None) if name == "pair" else (name, weights[name])
     given: dict[str, Any] = {"epochs": 2, "patience": 2, "tune": "top", "blocks": 1}
+    if name == "pair":  # whose batch fits the 45 pairs
+        given["batch_size"] = None
     whole, _ = tune(data, kind, folder, **given)
+    assert whole.facts["settings"]["batch_size"] == [22 if name == "pair" else 16]
+    assert whole.facts.get("larger_batch_sizes_left_out", []) == ([128] if name == "pair" else [])
     draw_step, calls = tuning_loop.Tuner._draws, []
 
     def dies(self, n, *purpose):
