@@ -70,18 +70,20 @@ class Consent:
 
 
 class Bars(Watch):
-    """Draws a bar for each feature set, with items per second."""
+    """Draws a bar for each feature set, with items per second, or epochs of a fine-tuning."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._task: TaskID | None = None
         self._began = 0.0
         self._done = self._now = self._total = 0
+        self._unit = "items"
 
-    def begin(self, what: str, done: int, total: int) -> None:
+    def begin(self, what: str, done: int, total: int, unit: str = "items") -> None:
         """Begin a bar."""
+        self._unit = unit
         if done:
-            console.note(f"{what}: going on after {done:,} of {total:,} items")
+            console.note(f"{what}: going on after {done:,} of {total:,} {unit}")
         self._task = self._bars.add_task(what, total=total, completed=done, status="")
         self._began, self._done, self._now, self._total = time.monotonic(), done, 0, total
 
@@ -91,7 +93,7 @@ class Bars(Watch):
             return
         self._now += n_items
         rate = self._now / max(1e-6, time.monotonic() - self._began)
-        status = f"{self._done + self._now:,} of {self._total:,}, {rate:,.1f} items/s"
+        status = f"{self._done + self._now:,} of {self._total:,}, {rate:,.1f} {self._unit}/s"
         self._bars.update(self._task, completed=self._done + self._now, status=status)
 
     def say(self, message: str) -> None:

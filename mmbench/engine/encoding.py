@@ -29,11 +29,15 @@ Rows = dict[str, list[tuple[NDArray[np.int64], Encoded]]]
 class Watch:
     """What an extraction tells while it works; this one does not listen."""
 
-    def begin(self, what: str, done: int, total: int) -> None:
-        """A feature set is begun, of which `done` of `total` items were there already."""
+    def begin(self, what: str, done: int, total: int, unit: str = "items") -> None:
+        """A feature set is begun, of which `done` of `total` items were there already.
+
+        Args:
+            unit: what is counted, in the plural: of a fine-tuning "epochs".
+        """
 
     def advance(self, n_items: int) -> None:
-        """So many items more were encoded."""
+        """So many items more were encoded, or whatever is counted."""
 
     def say(self, message: str) -> None:
         """Something that the user should know."""

@@ -96,12 +96,11 @@ class Tuner:
             if not progress.is_done:
                 self._first = self._held_out_vectors()["itc"]  # of the published weights
                 self._restore(tensors, progress.step)
-                self.watch.say(f"{self.state.name}: going on after epoch {progress.epoch}")
         else:
             progress = Progress()
             self._end_epoch(progress, {}, time.monotonic())
         steps = len(self.pairs.train) // self._batch_size
-        self.watch.begin(self.state.name, progress.epoch, self.settings.epochs)
+        self.watch.begin(self.state.name, progress.epoch, self.settings.epochs, "epochs")
         try:
             while not progress.is_done:
                 began = time.monotonic()
