@@ -177,8 +177,8 @@ class Recommender(nn.Module):
     A gradient model implements `training_step`; a closed-form one sets `fitting` to
     "closed-form" and implements `fit`; one with updates of its own sets it to "epochs" and
     implements `fit_epoch`. Scoring: a factor model implements `user_vectors` and
-    `item_vectors`, whose products are the scores; any other one sets `factors = False` and
-    implements `scores`.
+    `item_vectors`, whose products are the scores, or `vectors`, which computes both at once; any
+    other one sets `factors = False` and implements `scores`.
     """
 
     family: ClassVar[Family] = "general"
@@ -246,20 +246,25 @@ class Recommender(nn.Module):
         raise TypeError(f"{type(self).__name__} is not trained by epochs of its own")
 
     def user_vectors(self) -> Tensor:
-        """User vectors for ranking [U, D], computed once per evaluation."""
-        raise TypeError(f"{type(self).__name__} has no user vectors")
+        """User vectors for ranking [U, D]."""
+        return self._both()[0]
 
     def item_vectors(self) -> Tensor:
-        """Item vectors for ranking [I, D], computed once per evaluation."""
-        raise TypeError(f"{type(self).__name__} has no item vectors")
+        """Item vectors for ranking [I, D]."""
+        return self._both()[1]
 
     def vectors(self) -> tuple[Tensor, Tensor]:
         """User and item vectors for ranking, [U, D] and [I, D].
 
-        The engine asks for both at once, so that a model that computes them together, as one
-        that propagates over a graph does, can do so once.
+        Computed once per evaluation. A model says what they are here, where it computes them
+        together, as one that propagates over a graph does, or in the two methods above.
         """
         return self.user_vectors(), self.item_vectors()
+
+    def _both(self) -> tuple[Tensor, Tensor]:
+        if type(self).vectors is Recommender.vectors:
+            raise TypeError(f"{type(self).__name__} has no vectors of users and items")
+        return self.vectors()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Load what `state_dict` returned, also into a model that has not been fitted.

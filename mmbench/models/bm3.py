@@ -94,14 +94,6 @@ class BM3(Recommender):
         users, items = self._propagated()
         return self.predictor(users), self.predictor(items)
 
-    def user_vectors(self) -> Tensor:
-        """f(u) of all users, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """f(i) of all items, [I, D]."""
-        return self.vectors()[1]
-
     def batch_items(self, batch: Batch) -> Tensor:
         """The positives: negatives are not used."""
         return batch.positives

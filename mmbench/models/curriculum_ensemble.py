@@ -129,14 +129,6 @@ class CurriculumEnsemble(Recommender):
         """Users' and items' branches by their ramps, [., (M + 1) D]; of a fusion [., D]."""
         return self.branches.vectors(self.ramps, self.config.integration)
 
-    def user_vectors(self) -> Tensor:
-        """Users' rows of `vectors`."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of `vectors`."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of B triples and the penalty of their rows, scalars."""
         config, branches = self.config, self.branches

@@ -124,14 +124,6 @@ class DRAGON(Recommender):
         users, items = self._parts()
         return self._followed(users, None), items
 
-    def user_vectors(self) -> Tensor:
-        """Users' z', [U, M D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' r', [I, M D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The BPR loss of B triples, in bits, and the penalty of T and omega, scalars."""
         all_users, all_items = self._parts()

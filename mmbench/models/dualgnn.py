@@ -122,14 +122,6 @@ class DualGNN(Recommender):
         users, items = self._parts()
         return users + self.user_graph(users), self._joined(items)
 
-    def user_vectors(self) -> Tensor:
-        """Users' z', [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' r, [I, D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The BPR loss of B triples, in bits, and the penalty of T and omega, scalars."""
         all_users, all_items = self._parts()

@@ -116,14 +116,6 @@ class FREEDOM(Recommender):
         """Vectors u [U, D] and i [I, D] over the whole graph of interactions."""
         return self._propagated(self.graph)
 
-    def user_vectors(self) -> Tensor:
-        """Users' u, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' i, [I, D]."""
-        return self.vectors()[1]
-
     def on_epoch_start(self, epoch: int) -> None:
         """Draw the interactions of this epoch."""
         if not self.config.pruning:

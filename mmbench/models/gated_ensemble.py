@@ -165,14 +165,6 @@ class GatedEnsemble(Recommender):
         """Users' and items' branches behind their gates, [., (M + 1) D]; of a fusion [., D]."""
         return self.branches.vectors(self.gates(), self.config.integration)
 
-    def user_vectors(self) -> Tensor:
-        """Users' rows of `vectors`."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of `vectors`."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equations 3 and 4 for B triples, scalars."""
         config, branches = self.config, self.branches

@@ -106,14 +106,6 @@ class GRCN(Recommender):
         users, items = self._parts()
         return torch.cat(users, dim=1), torch.cat(items, dim=1)
 
-    def user_vectors(self) -> Tensor:
-        """Users' r, [U, (M + 1) D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' r, [I, (M + 1) D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The BPR loss of B triples and the penalty of E and T, scalars."""
         all_users, all_items = self._parts()

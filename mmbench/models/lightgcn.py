@@ -73,14 +73,6 @@ class LightGCN(Recommender):
         final = self.graph.mean_of_powers(self.nodes, self.config.n_layers)
         return final[: self.n_users], final[self.n_users :]
 
-    def user_vectors(self) -> Tensor:
-        """Users' rows of E, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of E, [I, D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The BPR loss of B triples and the penalty of their rows of E^0, scalars."""
         items = torch.cat([batch.positives, batch.negatives]) + self.n_users

@@ -169,14 +169,6 @@ class MCLN(Recommender):
         causal = torch.zeros_like(ids).index_copy(0, self.order, torch.cat(blocks).to(ids.dtype))
         return users, self._summed([ids, *views.values(), causal])
 
-    def user_vectors(self) -> Tensor:
-        """U, [U, D]."""
-        return self._propagated()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of `vectors`, [I, D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 7 for B triples, scalars."""
         all_users, all_ids = self._propagated()

@@ -136,14 +136,6 @@ class MGCE(Recommender):
         weighted = [scale * rows for scale, rows in zip(scales, items, strict=True)]
         return torch.cat(users, dim=1), torch.cat(weighted, dim=1)
 
-    def user_vectors(self) -> Tensor:
-        """Users' rows of `vectors`."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of `vectors`."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 7 for B triples, scalars."""
         config, n_modalities = self.config, len(self.given)

@@ -117,14 +117,6 @@ class MGCL(Recommender):
         weighted = [weight * rows for weight, rows in zip(weights, items, strict=True)]
         return torch.cat(users, dim=1), torch.cat(weighted, dim=1)
 
-    def user_vectors(self) -> Tensor:
-        """Users' rows of `vectors`."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of `vectors`."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of losses A and B for B triples, scalars."""
         starts = self._starts()

@@ -111,14 +111,6 @@ class MGCN(Recommender):
         final = self._joined(behaviour, self._sides(behaviour, views))
         return final[: self.n_users], final[self.n_users :]
 
-    def user_vectors(self) -> Tensor:
-        """Users' rows of `final`, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of `final`, [I, D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 8 for B triples, scalars."""
         behaviour, seen = self._propagated()

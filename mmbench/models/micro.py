@@ -127,14 +127,6 @@ class MICRO(Recommender):
             items = items + self._content(views)[0]
         return users, items
 
-    def user_vectors(self) -> Tensor:
-        """Users' u, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' i, [I, D]."""
-        return self.vectors()[1]
-
     def on_epoch_start(self, epoch: int) -> None:
         """Let the first batch build the item graphs anew."""
         self.item_graphs.forget()

@@ -106,14 +106,6 @@ class MMGCL(Recommender):
         users, items = self.encoder.propagate(self.encoder.starts())
         return self.read_users(users), self.read_items(items)
 
-    def user_vectors(self) -> Tensor:
-        """e_u of all users, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """e_i of all items, [I, D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 3 for B triples, scalars."""
         starts = self.encoder.starts()

@@ -107,14 +107,6 @@ class MMGCN(Recommender):
         final = self._final(None)
         return final[: self.n_users], final[self.n_users :]
 
-    def user_vectors(self) -> Tensor:
-        """Users' rows of r, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of r, [I, D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The BPR loss of B triples and the penalty of E and T, scalars."""
         items = torch.cat([batch.positives, batch.negatives]) + self.n_users

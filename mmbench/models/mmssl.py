@@ -172,14 +172,6 @@ class MMSSL(Recommender):
         final = self._scored(self._views(0.0), None)
         return final[: self.n_users], final[self.n_users :]
 
-    def user_vectors(self) -> Tensor:
-        """Users' vectors of equation 6, [U, D]; [U, (1 + M) D] as an ensemble."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' vectors of equation 6, [I, D]; [I, (1 + M) D] as an ensemble."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equations 8 and 9 for B triples, scalars."""
         config = self.config

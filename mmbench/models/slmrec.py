@@ -100,14 +100,6 @@ class SLMRec(Recommender):
         users, items = self.encoder.propagate(self.encoder.starts())
         return self.read_users(users), self.read_items(items)
 
-    def user_vectors(self) -> Tensor:
-        """e_u of all users, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """e_i of all items, [I, D]."""
-        return self.vectors()[1]
-
     def batch_items(self, batch: Batch) -> Tensor:
         """The positives: the batch's negatives are not used."""
         return batch.positives

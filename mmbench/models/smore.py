@@ -147,14 +147,6 @@ class SMORE(Recommender):
             final = behaviour + self._side(behaviour, views, dropout=0.0)
         return final[: self.n_users], final[self.n_users :]
 
-    def user_vectors(self) -> Tensor:
-        """Users' rows of `final`, [U, D]."""
-        return self.vectors()[0]
-
-    def item_vectors(self) -> Tensor:
-        """Items' rows of `final`, [I, D]."""
-        return self.vectors()[1]
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of equation 8 for B triples, scalars."""
         behaviour, seen = self._propagated()

@@ -31,7 +31,7 @@ def test_what_a_model_does_not_have_is_said(build, train):
         model.training_step(None)
     with pytest.raises(TypeError, match="Popularity is not trained by epochs of its own"):
         model.fit_epoch(torch.Generator())
-    with pytest.raises(TypeError, match="UserKNN has no user vectors"):
+    with pytest.raises(TypeError, match="UserKNN has no vectors of users and items"):
         build("userknn", train, []).user_vectors()
 
 
