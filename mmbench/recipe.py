@@ -387,7 +387,8 @@ def _problems(error: ValidationError, root: type[BaseModel], prefix: tuple[str, 
         if detail["type"] == "extra_forbidden":
             known = _fields(root, location[:-1])
             near = did_you_mean(location[-1], known)
-            lines.append(f"{path} is not a setting.{near} Known: {', '.join(known)}.")
+            there = f"Known: {', '.join(known)}." if known else "There are none here."
+            lines.append(f"{path} is not a setting.{near} {there}")
         elif detail["type"] == "missing":
             lines.append(f"{path} is missing")
         else:

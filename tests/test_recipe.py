@@ -214,3 +214,8 @@ def test_a_label_names_a_pair_without_the_folders_of_its_weights() -> None:
     (run,) = recipe(grid=grid).expand()
     assert run.label == "vbpr (pair:minilm-l6+timm:resnet18+end_to_end)"
     assert run.encoders["visual"].name == pair["visual"]["name"]
+
+
+def test_a_model_without_settings_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"embedding_size is not a setting\. There are none here"):
+        Recipe({"model": {"name": "popularity", "embedding_size": 4}}, "here.yaml")
