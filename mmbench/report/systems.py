@@ -204,7 +204,8 @@ def _comparable_facts(run: Run, part: Part) -> dict[str, str]:
 def _refusal(first: Run, other: Run, what: str) -> ConfigError:
     return ConfigError(
         f'"{first.label}" ({first.path}) and "{other.label}" ({other.path}) cannot be compared; '
-        f"they differ in {what}"
+        f"they differ in {what}. Name the runs of one kind alone; a study with a --runs-dir of its "
+        "own keeps runs/* comparable"
     )
 
 

@@ -259,7 +259,7 @@ def test_bad_input_prints_one_message_and_no_result(runs):
     message = " ".join(done.stderr.split())
     assert message.startswith("error:")
     split = "the split: random (555555555555) and random (666666666666)"
-    assert f"cannot be compared; they differ in {split}" in message
+    assert f"cannot be compared; they differ in {split}. Name the runs of one kind" in message
     assert "Traceback" not in message
 
 
