@@ -28,7 +28,7 @@ from mmbench.report.numbers import count, p_value, percent, signed
 
 MARKUP = {"github": "github", "latex": "latex_booktabs"}
 INTERVALS = "Intervals: 95 % over users, each for one difference, not corrected."
-LEAST_LABEL, WIDE_LABEL = 12, 24
+LEAST_LABEL = 12
 
 
 @dataclass(frozen=True)
