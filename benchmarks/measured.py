@@ -56,7 +56,8 @@ def read_results(folder: Path) -> tuple[list[Benchmark], list[str]]:
     for script in order:
         if not any(one.script == script for one in found):
             said.append(
-                f"Missing: no {script}-*.json; python benchmarks/{script}.py --json FILE makes it."
+                f"Missing: no {script}-*.json; python benchmarks/{script}.py --help tells how to "
+                "make it."
             )
     if unknown:
         said.append(f"Not shown, for their figures have no reader here: {', '.join(unknown)}.")
@@ -82,7 +83,7 @@ def _read(file: Path, script: str) -> Benchmark:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as problem:
         raise DataError(
             f"{file} does not hold what {script}.py writes ({type(problem).__name__}: {problem}); "
-            f"run python benchmarks/{script}.py --json {file} again"
+            f"make it again, as python benchmarks/{script}.py --help tells"
         ) from None
     return Benchmark(
         file.name, script, kind.beside, command, "command" not in facts, caption, entries

@@ -172,6 +172,20 @@ def _planted(facts: Facts) -> Iterator[Entry]:
             )
 
 
+def _end_to_end(facts: Facts) -> Iterator[Entry]:
+    for one in facts["lines"]:
+        lower, seeds = sum(d < 0 for d in one["differences"]), len(one["seeds"])
+        yield Entry(
+            work=f"{one['model']} with {one['encoder']}, beside {one['against']}",
+            unit="loss",
+            ours=one["learnt"],
+            theirs=one["frozen"],
+            bar="lower",
+            met=one["learnt"] < one["frozen"],
+            note=f"lower in {lower} of {seeds} seeds, after {one['steps']} steps",
+        )
+
+
 def _threads(facts: Facts) -> int:
     machine = facts.get("environment") or facts.get("machine") or facts
     return int(machine["threads"])
@@ -249,6 +263,10 @@ def _of_planted(facts: Facts) -> str:
     return f"python benchmarks/planted.py --shops {len({one['shop'] for one in facts['results']})}"
 
 
+def _of_paradigms(facts: Facts) -> str:
+    return str(facts["command"])
+
+
 KINDS: Mapping[str, Kind] = {
     "engine": Kind("Engine beside MMRec", "MMRec", _beside_mmrec, _of_engine),
     "models": Kind("Epochs of models beside MMRec", "MMRec", _beside_mmrec, _of_models),
@@ -260,6 +278,12 @@ KINDS: Mapping[str, Kind] = {
     ),
     "finetuning": Kind(
         "Fine-tuning: retrieval on items nobody learnt from", "before", _retrieval, _of_finetuning
+    ),
+    "paradigms": Kind(
+        "End-to-end training: loss beside that of frozen encoders, at equal steps",
+        "frozen",
+        _end_to_end,
+        _of_paradigms,
     ),
     "planted": Kind(
         "Planted shops in which an ablation finds a modality", "of", _planted, _of_planted

@@ -22,8 +22,8 @@ from mmbench.studies.training import Events, Workplace, train_recipes
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 EPOCHS = "training.epochs=2"
-KINDS = ("engine", "models", "sequential", "extract", "prepare", "mmsr", "finetuning", "planted",
-         "calibration")  # fmt: skip
+KINDS = ("engine", "models", "sequential", "extract", "prepare", "mmsr", "finetuning", "paradigms",
+         "planted", "calibration")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +305,15 @@ RESULTS: Mapping[str, Any] = {
         },
         "runs": [{"system": "clip", "seed": 4, "settings": {"batch_size": [8]}}],
     },
+    "paradigms-x": {
+        "command": "python benchmarks/paradigms.py report --told",
+        "environment": {"device": "cpu", "threads": 1},
+        "lines": [
+            {"model": "vbpr", "encoder": "clip", "against": way, "frozen": 0.25, "learnt": learnt,
+             "differences": by, "drift": 0.5, "seeds": [0, 1], "steps": 30}
+            for way, learnt, by in (("PT", 0.2, [-0.1, 0.0]), ("FT", 0.25, [-0.1, 0.1]))
+        ],
+    },
     # Of two shops; what carries nothing is "found" in both, more often than a level of 5 % allows
     # (the exact interval of 2 of 2 begins at the square root of 0.025, 0.158).
     "planted-x": [
@@ -342,6 +351,7 @@ def test_bars_are_judged_and_commands_told(
         "prepare": ["missed", "met", "-"],
         "mmsr": ["met", "missed"],
         "finetuning": ["met", "-", "missed", "-", "missed", "-"],
+        "paradigms": ["met", "missed"],
         "planted": ["-", "-", "missed"],
         "calibration": ["met", "missed", "met", "-"],
     }
@@ -364,6 +374,10 @@ def test_bars_are_judged_and_commands_told(
     place, recall, *_ = next(one.entries for one in found if one.script == "finetuning")
     assert (place.ours, place.theirs) == pytest.approx((35.0, 50.0))  # 40 and 30 there, 50 before
     assert (recall.ours, recall.theirs) == pytest.approx((4.0, 3.0))
+    one_seed, none = next(one.entries for one in found if one.script == "paradigms")
+    assert (one_seed.ours, one_seed.theirs) == (0.2, 0.25)
+    assert "lower in 1 of 2 seeds" in one_seed.note
+    assert "lower in 1 of 2 seeds" in none.note  # though the mean is no lower
     texts, pictures, *_ = next(one.entries for one in found if one.script == "planted")
     assert [(one.ours, one.theirs) for one in (texts, pictures)] == [(2, 2), (0, 2)]
     assert "16% to 100%" in texts.note
@@ -371,18 +385,19 @@ def test_bars_are_judged_and_commands_told(
     cautious = next(one.entries for one in found if one.script == "calibration")[2]
     assert "less often than its level" in cautious.note
     assert said == [
-        "Missing: no models-*.json; python benchmarks/models.py --json FILE makes it.",
+        "Missing: no models-*.json; python benchmarks/models.py --help tells how to make it.",
         "Not shown, for their figures have no reader here: unheard-x.json.",
         "Not shown, for they hold no figures yet: planted-none.json.",
     ]
     assert script("evidence").bars(found) == [
-        "Bars of benchmarks: 15; met 7.",
+        "Bars of benchmarks: 17; met 8.",
         "Missed: engine slow (1.50 for 2 times; engine-x.json); extract bert (0.500 for 0.9 of it; "
         "extract-x.json); prepare both, 10 rows (5.00 for 6 s and 50 MiB; prepare-x.json); "
         "mmsr top, 0.75 masked, kept (11.0 for <= 10; mmsr-x.json); finetuning tiny VLMo, place "
         "(65.0 for better, p < 0.05; finetuning-x.json); finetuning MiniLM pair, place (35.0 for "
-        "better, p < 0.05; finetuning-x.json); planted acoustic, over users (2.00 for <= 5%, up to "
-        "chance; planted-x.json); calibration simulated b, 3 seeds a side (0.0599 for <= "
+        "better, p < 0.05; finetuning-x.json); paradigms vbpr with clip, beside FT (0.250 for "
+        "lower; paradigms-x.json); planted acoustic, over users (2.00 for <= 5%, up to chance; "
+        "planted-x.json); calibration simulated b, 3 seeds a side (0.0599 for <= "
         "0.060; calibration-x.json).",
     ]
 

@@ -1,6 +1,7 @@
 import csv
 import gzip
 import io
+import sys
 
 import numpy as np
 import polars as pl
@@ -121,7 +122,9 @@ def read(path, **more):
     return tables.read_delimited(path, ",", quoted=True, **more)
 
 
-CELL = st.text(st.sampled_from('a,"\n é\x00;'), max_size=6)
+# The csv module of Python 3.10 writes no NUL.
+SIGNS = 'a,"\n é;' + ("\x00" if sys.version_info >= (3, 11) else "")
+CELL = st.text(st.sampled_from(SIGNS), max_size=6)
 
 
 @given(
