@@ -111,7 +111,8 @@ def quality_notes(group: Quality) -> list[str]:
     lines.append(
         "published: what papers print for the model and compares, from the least to the greatest; "
         "the table of published numbers names each. Epochs, seconds and memory: mean over seeds; "
-        f"{MISSING} a closed form has no epochs. MiB: peak of the whole process."
+        f"{MISSING} a closed form has no epochs. MiB: peak of the whole process. The seconds are "
+        "those of the runs, whatever else their machine did; speed is compared further down."
     )
     devices = {d for row in group.rows if row.cost for d in row.cost.devices}
     lines.append(f"Trained on: {'; '.join(sorted(devices)) or 'not stored'}.")
