@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mmbench.errors import ConfigError
 from mmbench.models.base import ItemFeatures
+from mmbench.models.fusion import FeatureTables
 from mmbench.models.graph import SparseOperator
 
 BLOCK_ROWS = 512
@@ -245,6 +246,24 @@ def learned_similarities(features: Tensor, k: int, indices: Tensor | None = None
         if indices is None:
             indices, _ = item_neighbours(features, k)  # without gradient
         return NeighbourGraph(indices, cosine_of_pairs(features, indices))
+
+
+def table_similarities(
+    features: FeatureTables, name: str, project: nn.Module, k: int, chosen: dict[str, Tensor] | None
+) -> NeighbourGraph:
+    """`learned_similarities` of one modality's projected rows, project(X_m) [I, D].
+
+    Args:
+        chosen: the k of each item by modality, [I, k]; what is not in it yet is chosen by the table
+            as it stands and put there. None: chosen anew in each call.
+    """
+    indices = None
+    if chosen is not None:
+        if name not in chosen:
+            with torch.no_grad():
+                chosen[name] = learned_similarities(project(features.table(name)), k).indices
+        indices = chosen[name]
+    return learned_similarities(project(features[name]), k, indices)
 
 
 class LearnedGraphs(nn.Module):

@@ -59,8 +59,8 @@ from mmbench.models.item_graphs import (
     LearnedGraphs,
     NeighbourGraph,
     joined_graph,
-    learned_similarities,
     raw_graph,
+    table_similarities,
 )
 
 
@@ -189,14 +189,9 @@ class LATTICE(Recommender):
 
     def _learned(self, name: str) -> NeighbourGraph:
         """L_m of equation 3."""
-        project, k, indices = self.project[name], self.config.k, None
-        if self.training and len(self.features.encoders) and self.config.rebuild == "epoch":
-            if name not in self._chosen:
-                with torch.no_grad():
-                    near = learned_similarities(project(self.features.table(name)), k)
-                self._chosen[name] = near.indices
-            indices = self._chosen[name]
-        return learned_similarities(project(self.features[name]), k, indices)
+        stays = self.training and len(self.features.encoders) and self.config.rebuild == "epoch"
+        chosen = self._chosen if stays else None
+        return table_similarities(self.features, name, self.project[name], self.config.k, chosen)
 
     @property
     def _q(self) -> Tensor:
