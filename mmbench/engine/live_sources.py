@@ -121,7 +121,7 @@ def find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> Live
 
 def _find_live(dataset: PreparedDataset, modality: str, how: LiveEncoder) -> LiveSource:
     key, _, model = how.name.partition(":")
-    entry = ENCODERS.get(key, hint="`mmbench extract --list` tells what each does.")
+    entry = ENCODERS.get(key)
     if not issubclass(entry.obj, NeuralEncoder) or not entry.obj.learns:
         raise ConfigError(
             f"{entry.name} cannot learn with a recommender; extract its vectors with `mmbench "

@@ -135,7 +135,7 @@ def extract_tuned(
         TrainingError: it diverged.
     """
     key, _, model = encoder.partition(":")
-    entry = ENCODERS.get(key, hint="`mmbench extract --list` tells what each does.")
+    entry = ENCODERS.get(key)
     kind = entry.obj
     if not issubclass(kind, NeuralEncoder):
         raise ConfigError(f"{entry.name} has no weights, so there is nothing to fine-tune")
